@@ -1,0 +1,427 @@
+//! The reports in memory: appended by many threads without a lock, swapped out batch by batch for the flush task.
+//!
+//! ```text
+//!   pool ──lease──► active ──full, or old──► sealed ──published──► (last Arc dropped) ──► pool
+//!   Free            Active                   Sealed   Published                           Free
+//! ```
+
+mod batch;
+mod cursor;
+mod segment;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::{ArcSwap, Guard};
+use crossbeam_queue::ArrayQueue;
+
+pub use self::batch::Batch;
+use self::batch::Pool;
+use self::segment::Nanos;
+use crate::report::Report;
+
+/// How the memory is divided up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Batches in all: one is active, the others are free or wait to be flushed. At least 2.
+    pub batches: usize,
+    /// Segments in a batch. At least 1.
+    pub shards: usize,
+    /// Bytes of a segment: no report may be longer than this less its line break.
+    pub segment_bytes: usize,
+}
+
+/// Reports on their way from the request threads to the flush task, in a fixed amount of memory.
+#[derive(Debug)]
+pub struct Buffer {
+    active: ArcSwap<Batch>,
+    sealed: ArrayQueue<Arc<Batch>>,
+    pool: Arc<Pool>,
+    /// Woken when a batch is sealed.
+    flusher: OnceLock<Thread>,
+    /// The start of the monotonic clock that batches are timed with.
+    started: Instant,
+    segment_bytes: usize,
+}
+
+/// Where an appended report is. It keeps the batch's memory from being used again.
+#[derive(Debug)]
+pub struct Ticket {
+    /// The batch that holds the report.
+    pub batch: Arc<Batch>,
+    /// The index of the segment within the batch.
+    pub segment: usize,
+    /// The offset behind the report's line within the segment, in bytes.
+    pub end: usize,
+}
+
+/// Why the buffer takes no report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// All batches wait to be flushed. There may be room in a moment: see [`Buffer::room`].
+    #[error("all batches wait to be flushed")]
+    Full,
+    /// The server is stopping.
+    #[error("the buffer is closed")]
+    Closed,
+}
+
+impl Buffer {
+    /// Allocates all the memory there will be. The kernel hands out its pages when they are first written to.
+    ///
+    /// # Panics
+    /// When `shape` has fewer than two batches or no shard.
+    #[must_use]
+    pub fn new(shape: Shape) -> Self {
+        assert!(shape.batches >= 2 && shape.shards >= 1, "{shape:?}");
+        let pool = Pool::new(shape.batches, shape.shards, shape.segment_bytes);
+        let first = Batch::lease(&pool).expect("a new pool is full");
+        Self {
+            active: ArcSwap::new(first),
+            sealed: ArrayQueue::new(shape.batches),
+            pool,
+            flusher: OnceLock::new(),
+            started: Instant::now(),
+            segment_bytes: shape.segment_bytes,
+        }
+    }
+
+    /// Appends one report to the active batch; rotates when that is full.
+    ///
+    /// # Errors
+    /// [`Refused`]; then nothing is kept of the report.
+    ///
+    /// # Panics
+    /// When the report and its line break are longer than a segment, which the length check of the server rules out.
+    pub fn append(&self, report: &Report<'_>) -> Result<Ticket, Refused> {
+        self.append_to(shard(), report)
+    }
+
+    fn append_to(&self, shard: usize, report: &Report<'_>) -> Result<Ticket, Refused> {
+        let line = report.as_bytes();
+        assert!(line.len() < self.segment_bytes, "a report of {} bytes in no segment", line.len());
+        let now_ns = self.now_ns();
+        loop {
+            // The guard is held for one append only: what it protects can't be recycled meanwhile.
+            let batch = self.active.load();
+            if let Some((segment, end)) = batch.append(shard, line, now_ns) {
+                return Ok(Ticket { batch: Guard::into_inner(batch), segment, end });
+            }
+            if batch.is_closed() {
+                return Err(Refused::Closed);
+            }
+            self.rotate(&batch)?;
+        }
+    }
+
+    /// Resolves when memory of a batch has come back. To miss none, `enable` it before an append that may be refused.
+    pub fn room(&self) -> tokio::sync::futures::Notified<'_> {
+        self.pool.freed.notified()
+    }
+
+    /// Whether the next append would find room.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        !self.pool.is_empty() || !self.active.load().is_sealed()
+    }
+
+    /// Names the thread to wake (by unparking it) when a batch has been sealed. The first call counts.
+    pub fn wake_when_sealed(&self, flusher: Thread) {
+        self.flusher.get_or_init(|| flusher);
+    }
+
+    /// The sealed batch that has waited longest.
+    #[must_use]
+    pub fn next_sealed(&self) -> Option<Arc<Batch>> {
+        self.sealed.pop()
+    }
+
+    /// Rotates if the first report of the active batch is `interval` old. Returns how long to wait before asking
+    /// again: no report is kept longer than `interval` by a caller that does so.
+    pub fn rotate_if_due(&self, interval: Duration) -> Duration {
+        let batch = self.active.load();
+        let Some((first_ns, _)) = batch.times() else { return interval };
+        let age = Duration::from_nanos(self.now_ns().saturating_sub(first_ns));
+        if age < interval {
+            return interval - age;
+        }
+        match self.rotate(&batch) {
+            Ok(()) => Duration::ZERO,
+            // The memory is on its way back: somebody still holds a batch that has been flushed.
+            Err(_) => Duration::from_millis(1),
+        }
+    }
+
+    /// Seals what is there and refuses every append from now on.
+    pub fn close(&self) {
+        loop {
+            let batch = self.active.load();
+            if batch.is_closed() || self.swap(&batch, Batch::closed(&self.pool)) {
+                return;
+            }
+        }
+    }
+
+    /// Whether the buffer is closed and no batch is left to flush: every one has given its memory back.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.active.load().is_closed() && self.pool.is_complete()
+    }
+
+    /// When the first and the last report of a batch came, on the system's clock; `None` for an empty one.
+    #[must_use]
+    pub fn times(&self, batch: &Batch) -> Option<(SystemTime, SystemTime)> {
+        let (first_ns, last_ns) = batch.times()?;
+        let (now, now_ns) = (SystemTime::now(), self.now_ns());
+        let at = |ns| now - Duration::from_nanos(now_ns.saturating_sub(ns));
+        Some((at(first_ns), at(last_ns)))
+    }
+
+    /// Makes a free batch the active one in the place of `full`, unless another thread has done so.
+    fn rotate(&self, full: &Arc<Batch>) -> Result<(), Refused> {
+        match Batch::lease(&self.pool) {
+            Some(fresh) => {
+                // A batch that lost the race is dropped, and its memory is back in the pool.
+                self.swap(full, fresh);
+                Ok(())
+            }
+            None if Arc::ptr_eq(full, &self.active.load()) => Err(Refused::Full),
+            None => Ok(()),
+        }
+    }
+
+    /// Swaps `fresh` in for `old`, which is sealed and queued for the flush task; `false` when `old` was no longer
+    /// the active one. The caller holds `old`, so its address can't have come back as another batch.
+    fn swap(&self, old: &Arc<Batch>, fresh: Arc<Batch>) -> bool {
+        let active = self.active.compare_and_swap(old, fresh);
+        if !Arc::ptr_eq(old, &active) {
+            return false;
+        }
+        // Sealed after the swap: a writer that is refused finds another batch.
+        old.seal();
+        let pushed = self.sealed.push(Guard::into_inner(active));
+        debug_assert!(pushed.is_ok(), "the queue has a place for each batch");
+        if let Some(flusher) = self.flusher.get() {
+            flusher.unpark();
+        }
+        true
+    }
+
+    fn now_ns(&self) -> Nanos {
+        // 584 years fit; 0 stands for never.
+        (self.started.elapsed().as_nanos() as Nanos).max(1)
+    }
+}
+
+/// The calling thread's number: the index of the segment that it tries first, modulo the shards.
+fn shard() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    // Relaxed: any number that no other thread has will do.
+    thread_local!(static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed));
+    SHARD.with(|shard| *shard)
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::collections::HashMap;
+    use std::thread;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn buffer(batches: usize, shards: usize, segment_bytes: usize) -> Buffer {
+        Buffer::new(Shape { batches, shards, segment_bytes })
+    }
+
+    /// The `n`th report of a writer, of about `len` bytes.
+    fn line(writer: usize, n: usize, len: usize) -> String {
+        format!("{{\"writer\":{writer},\"n\":{n},\"pad\":\"{}\"}}", "x".repeat(len))
+    }
+
+    fn text(batch: &Batch) -> String {
+        let lines = loop {
+            match batch.lines() {
+                Some(lines) => break lines,
+                None => thread::yield_now(),
+            }
+        };
+        String::from_utf8(lines.concat()).unwrap()
+    }
+
+    /// Checks that `files` hold, of each writer, the reports 0..count in their order and nothing else.
+    fn assert_each_once_in_order(files: &[String], counts: &HashMap<usize, usize>) {
+        let mut next: HashMap<usize, usize> = HashMap::new();
+        for line in files.iter().flat_map(|file| file.lines()) {
+            let report: serde_json::Value = serde_json::from_str(line).unwrap();
+            let next = next.entry(report["writer"].as_u64().unwrap() as usize).or_default();
+            assert_eq!(report["n"], *next, "{line}");
+            *next += 1;
+        }
+        assert_eq!(&next, counts);
+    }
+
+    #[test]
+    fn a_full_batch_is_swapped_and_its_memory_comes_back_with_the_last_reference() {
+        let buffer = buffer(2, 1, 8);
+        let report = Report::check(b"{\"a\":1}").unwrap();
+        let ticket = buffer.append(&report).unwrap();
+        buffer.append(&report).unwrap();
+        assert_eq!(buffer.append(&report).unwrap_err(), Refused::Full);
+        assert!(!buffer.has_room());
+        let sealed = buffer.next_sealed().unwrap();
+        assert_eq!(text(&sealed), "{\"a\":1}\n");
+        drop(sealed);
+        assert_eq!(buffer.append(&report).unwrap_err(), Refused::Full, "the ticket still holds the batch");
+        drop(ticket);
+        assert!(buffer.has_room());
+        buffer.append(&report).unwrap();
+    }
+
+    #[test]
+    fn a_batch_is_due_when_its_first_report_is_old_enough_and_an_empty_one_never() {
+        let buffer = buffer(2, 2, 64);
+        assert_eq!(buffer.rotate_if_due(Duration::ZERO), Duration::ZERO);
+        assert!(buffer.next_sealed().is_none(), "nothing to flush");
+        buffer.append(&Report::check(b"{}").unwrap()).unwrap();
+        let wait = buffer.rotate_if_due(Duration::from_secs(3600));
+        assert!(wait > Duration::from_secs(3500) && wait <= Duration::from_secs(3600), "{wait:?}");
+        assert!(buffer.next_sealed().is_none());
+        assert_eq!(buffer.rotate_if_due(Duration::ZERO), Duration::ZERO);
+        assert_eq!(text(&buffer.next_sealed().unwrap()), "{}\n");
+    }
+
+    #[test]
+    fn a_closed_buffer_refuses_and_is_drained_when_all_batches_are_back() {
+        let buffer = buffer(3, 1, 64);
+        let report = Report::check(b"{}").unwrap();
+        buffer.append(&report).unwrap();
+        buffer.close();
+        buffer.close();
+        assert_eq!(buffer.append(&report).unwrap_err(), Refused::Closed);
+        assert!(!buffer.is_drained());
+        assert_eq!(text(&buffer.next_sealed().unwrap()), "{}\n");
+        assert!(buffer.is_drained());
+    }
+
+    #[test]
+    fn one_writer_fills_every_segment_before_a_batch_is_full() {
+        let buffer = buffer(2, 4, 9);
+        let report = Report::check(b"{\"a\":10}").unwrap();
+        for _ in 0..4 {
+            buffer.append(&report).unwrap();
+        }
+        assert!(buffer.next_sealed().is_none());
+        buffer.append(&report).unwrap();
+        assert_eq!(text(&buffer.next_sealed().unwrap()).lines().count(), 4);
+    }
+
+    #[test]
+    fn the_times_of_a_batch_are_those_of_its_first_and_last_report() {
+        let buffer = buffer(2, 2, 64);
+        let report = Report::check(b"{}").unwrap();
+        let before = SystemTime::now();
+        let ticket = buffer.append_to(1, &report).unwrap();
+        buffer.append_to(0, &report).unwrap();
+        let (first, last) = buffer.times(&ticket.batch).unwrap();
+        let slack = Duration::from_millis(5); // two clocks are read, one after the other
+        assert!(before - slack <= first && first < last && last <= SystemTime::now() + slack);
+    }
+
+    #[test]
+    fn many_threads_and_a_flusher_that_is_too_slow_keep_every_report_once_and_in_order() {
+        const WRITERS: usize = 4;
+        const REPORTS: usize = 5_000;
+        let buffer = buffer(3, 3, 2_000);
+        let files = thread::scope(|scope| {
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|writer| {
+                    let buffer = &buffer;
+                    scope.spawn(move || {
+                        for n in 0..REPORTS {
+                            let line = line(writer, n, n % 97);
+                            let report = Report::check(line.as_bytes()).unwrap();
+                            while let Err(refused) = buffer.append(&report) {
+                                assert_eq!(refused, Refused::Full);
+                                thread::yield_now();
+                            }
+                        }
+                    })
+                })
+                .collect();
+            let flusher = scope.spawn(|| {
+                let mut files = Vec::new();
+                while !buffer.is_drained() {
+                    match buffer.next_sealed() {
+                        Some(batch) => files.push(text(&batch)),
+                        None => thread::yield_now(),
+                    }
+                }
+                files
+            });
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+            buffer.close();
+            flusher.join().unwrap()
+        });
+        assert!(files.len() > 100, "{}", files.len());
+        assert_each_once_in_order(&files, &(0..WRITERS).map(|writer| (writer, REPORTS)).collect());
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Append { writer: usize, len: usize, hold: bool },
+        Rotate,
+        Flush,
+        DropTickets,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            20 => (0..5_usize, 0..150_usize, proptest::bool::weighted(0.1))
+                .prop_map(|(writer, len, hold)| Step::Append { writer, len, hold }),
+            1 => Just(Step::Rotate),
+            2 => Just(Step::Flush),
+            1 => Just(Step::DropTickets),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_sequence_keeps_every_accepted_report_once_in_each_writers_order(
+            steps in proptest::collection::vec(step(), 1..400),
+            batches in 2..5_usize,
+            shards in 1..5_usize,
+        ) {
+            let buffer = buffer(batches, shards, 256);
+            let (mut files, mut tickets, mut counts) = (Vec::new(), Vec::new(), HashMap::new());
+            for step in steps {
+                match step {
+                    Step::Append { writer, len, hold } => {
+                        let count = counts.get(&writer).copied().unwrap_or(0);
+                        let line = line(writer, count, len);
+                        match buffer.append_to(writer, &Report::check(line.as_bytes()).unwrap()) {
+                            Ok(ticket) => {
+                                counts.insert(writer, count + 1);
+                                tickets.extend(hold.then_some(ticket));
+                            }
+                            Err(refused) => prop_assert_eq!(refused, Refused::Full),
+                        }
+                    }
+                    Step::Rotate => {
+                        buffer.rotate_if_due(Duration::ZERO);
+                    }
+                    Step::Flush => files.extend(buffer.next_sealed().map(|batch| text(&batch))),
+                    Step::DropTickets => tickets.clear(),
+                }
+            }
+            buffer.close();
+            files.extend(std::iter::from_fn(|| buffer.next_sealed()).map(|batch| text(&batch)));
+            prop_assert_eq!(buffer.is_drained(), tickets.is_empty());
+            tickets.clear();
+            prop_assert!(buffer.is_drained());
+            assert_each_once_in_order(&files, &counts);
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! One flat [`Config`] from the environment.
+//!
+//! [`SETTINGS`] is the one list of what can be set: the defaults, the help text and the README's table come from it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use crate::buffer::Shape;
+use crate::store::Compression;
+
+/// A variable of the environment.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Its name.
+    pub name: &'static str,
+    /// The value that it has if it is not set, or is empty.
+    pub default: &'static str,
+    /// What it takes.
+    pub takes: &'static str,
+    /// What it is for.
+    pub help: &'static str,
+}
+
+const fn setting(name: &'static str, default: &'static str, takes: &'static str, help: &'static str) -> Setting {
+    Setting { name, default, takes, help }
+}
+
+const SIZE: &str = "a size such as 64KiB or 10MiB";
+const DURATION: &str = "a duration such as 500ms, 60s or 5m, more than zero";
+const COUNT: &str = "a whole number, 1 or more";
+const AUTO_COUNT: &str = "a whole number, 1 to 1024, or auto: one for each core";
+const LEVEL: &str = "a zstd level, 1 to 22";
+
+/// Every variable, in the order in which people meet them.
+pub const SETTINGS: &[Setting] = &[
+    setting("PORT", "8080", "a port, 0 to 65535 (0: any free one)", "The TCP port to listen on."),
+    setting("HOST", "::", "an IP address", "The address to listen on; `::` is all interfaces, IPv6 and IPv4."),
+    setting("DATA_DIR", "./data/reports", "a directory", "Where report files are published; made if it is not there."),
+    setting("DEBUG", "false", "true or false", "Log refused requests and closed connections too."),
+    setting("LOG_FORMAT", "text", "text or json", "How log lines look on standard error."),
+    setting("BATCH_BYTES", "10MiB", SIZE, "A batch is flushed when it holds this much, uncompressed."),
+    setting("FLUSH_INTERVAL", "60s", DURATION, "A batch is flushed when its first report is this old."),
+    setting("BUFFER_BYTES", "64MiB", SIZE, "Memory for all batches: the active one and those that wait to be flushed."),
+    setting("ZSTD_LEVEL", "1", LEVEL, "How hard to compress."),
+    setting("ZSTD_THREADS", "auto", AUTO_COUNT, "Threads that compress one file."),
+    setting("MAX_BODY_BYTES", "1MiB", SIZE, "The longest request body."),
+    setting("INFLIGHT_BYTES", "64MiB", SIZE, "Memory for request bodies that come in several pieces, all together."),
+    setting("WORKERS", "auto", AUTO_COUNT, "Threads that answer requests."),
+    setting("MAX_CONNECTIONS", "16384", COUNT, "Open connections; more wait to be accepted."),
+    setting("HEADER_TIMEOUT", "10s", DURATION, "From the first byte of a request to the end of its header."),
+    setting("BODY_TIMEOUT", "30s", DURATION, "For a whole request body."),
+    setting("KEEP_ALIVE_TIMEOUT", "75s", DURATION, "For an idle connection; longer than the load balancer's own."),
+    setting(
+        "SHUTDOWN_TIMEOUT",
+        "8s",
+        DURATION,
+        "On a stop, for the requests in flight; then all is flushed, however long that takes.",
+    ),
+];
+
+/// Names the file that is read instead of `.env`.
+const CONFIG_FILE: &str = "CONFIG_FILE";
+const DEFAULT_FILE: &str = ".env";
+
+/// All that can be set, checked. The fields are the variables of [`SETTINGS`] in lower case.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "SETTINGS says it, to users too")]
+pub struct Config {
+    pub port: u16,
+    pub host: IpAddr,
+    pub data_dir: PathBuf,
+    #[serde(deserialize_with = "flag")]
+    pub debug: bool,
+    pub log_format: LogFormat,
+    #[serde(deserialize_with = "size")]
+    pub batch_bytes: usize,
+    #[serde(deserialize_with = "duration")]
+    pub flush_interval: Duration,
+    #[serde(deserialize_with = "size")]
+    pub buffer_bytes: usize,
+    pub zstd_level: i32,
+    #[serde(deserialize_with = "auto_count")]
+    pub zstd_threads: usize,
+    #[serde(deserialize_with = "size")]
+    pub max_body_bytes: usize,
+    #[serde(deserialize_with = "size")]
+    pub inflight_bytes: usize,
+    #[serde(deserialize_with = "auto_count")]
+    pub workers: usize,
+    pub max_connections: NonZeroUsize,
+    #[serde(deserialize_with = "duration")]
+    pub header_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub body_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub keep_alive_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub shutdown_timeout: Duration,
+    /// The settings as they were read, for the log.
+    #[serde(skip)]
+    pub effective: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object on each line.
+    Json,
+}
+
+/// What is wrong with the configuration, in one line.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// One value is not of its form, or contradicts another.
+    #[error("{name} is {value:?}: it takes {takes}")]
+    Value {
+        /// The variable.
+        name: &'static str,
+        /// What it held.
+        value: String,
+        /// What would be right.
+        takes: String,
+    },
+    /// The configuration file can't be read.
+    #[error("can't read the configuration file {path}: {reason}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads the environment and, for what is not set there, the file that `CONFIG_FILE` names or else `.env` in the
+    /// working directory, if there is one.
+    ///
+    /// # Errors
+    /// [`Error`], for the first value that can't be used.
+    pub fn from_env() -> Result<Self, Error> {
+        let mut set = HashMap::new();
+        match std::env::var_os(CONFIG_FILE).filter(|path| !path.is_empty()) {
+            Some(path) => set.extend(read_file(Path::new(&path))?),
+            None if Path::new(DEFAULT_FILE).exists() => set.extend(read_file(Path::new(DEFAULT_FILE))?),
+            None => {}
+        }
+        for setting in SETTINGS {
+            if let Some(value) = std::env::var_os(setting.name) {
+                let value = value.into_string().map_err(|value| wrong(setting, value.to_string_lossy()))?;
+                set.insert(setting.name.to_owned(), value);
+            }
+        }
+        Self::from_set(&set)
+    }
+
+    /// The configuration in which `set` holds what differs from the defaults, by name of the variable. Names that are
+    /// not in [`SETTINGS`] are passed over, empty values stand for the default.
+    ///
+    /// # Errors
+    /// [`Error::Value`], for the first value that can't be used.
+    pub fn from_set(set: &HashMap<String, String>) -> Result<Self, Error> {
+        let held = |setting: &Setting| match set.get(setting.name).map(|value| value.trim()) {
+            None | Some("") => setting.default.to_owned(),
+            Some(value) => value.to_owned(),
+        };
+        let with = |value: &dyn Fn(&Setting) -> String| {
+            envy::from_iter::<_, Self>(SETTINGS.iter().map(|setting| (setting.name.to_owned(), value(setting))))
+        };
+        let mut config = with(&held).map_err(|error| {
+            // envy does not say which variable it was: the one that fails alone, with defaults for the others.
+            let fails = |one: &&Setting| {
+                with(&|setting| if setting.name == one.name { held(setting) } else { setting.default.to_owned() })
+                    .is_err()
+            };
+            let setting = SETTINGS.iter().find(fails).unwrap_or_else(|| panic!("the defaults are sound: {error}"));
+            wrong(setting, held(setting))
+        })?;
+        config.check().map_err(|(name, takes)| {
+            let setting = SETTINGS.iter().find(|setting| setting.name == name).expect("checks name settings");
+            Error::Value { name, value: held(setting), takes }
+        })?;
+        config.effective =
+            SETTINGS.iter().map(|setting| format!("{}={}", setting.name, held(setting))).collect::<Vec<_>>().join(" ");
+        Ok(config)
+    }
+
+    /// What one value alone does not show: ranges, and how values go together. Returns the variable and what would be
+    /// right.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let size = |bytes: usize| ByteSize(bytes as u64);
+        let least_batch = self.max_body_bytes.saturating_add(1);
+        let least_buffer = self.batch_bytes.saturating_mul(2);
+        let rules = [
+            ("ZSTD_LEVEL", (1..=22).contains(&self.zstd_level), LEVEL.to_owned()),
+            ("MAX_BODY_BYTES", self.max_body_bytes >= 2, "at least 2 bytes, for {}".to_owned()),
+            (
+                "BATCH_BYTES",
+                self.batch_bytes >= least_batch,
+                format!("more than MAX_BODY_BYTES, which is {}", size(self.max_body_bytes)),
+            ),
+            (
+                "BUFFER_BYTES",
+                self.buffer_bytes >= least_buffer,
+                format!("at least twice BATCH_BYTES, which is {}", size(self.batch_bytes)),
+            ),
+            (
+                "INFLIGHT_BYTES",
+                self.inflight_bytes >= self.max_body_bytes,
+                format!("at least MAX_BODY_BYTES, which is {}", size(self.max_body_bytes)),
+            ),
+        ];
+        match rules.into_iter().find(|(_, holds, _)| !holds) {
+            Some((name, _, takes)) => Err((name, takes)),
+            None => Ok(()),
+        }
+    }
+
+    /// How the buffer's memory is divided up: a segment for each worker, but none too small for the longest body.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        let shards = (self.batch_bytes / (self.max_body_bytes + 1)).min(self.workers);
+        Shape { batches: self.buffer_bytes / self.batch_bytes, shards, segment_bytes: self.batch_bytes / shards }
+    }
+
+    /// How report files are compressed.
+    #[must_use]
+    pub fn compression(&self) -> Compression {
+        Compression { level: self.zstd_level, threads: self.zstd_threads }
+    }
+}
+
+/// The settings as `--help` shows them.
+#[must_use]
+pub fn help() -> String {
+    struct Row<'a>(&'a Setting);
+    impl fmt::Display for Row<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let Setting { name, default, takes, help } = self.0;
+            writeln!(f, "  {name}={default}\n      {help} Takes {takes}.")
+        }
+    }
+    let rows: String = SETTINGS.iter().map(|setting| Row(setting).to_string()).collect();
+    format!(
+        "Settings, from the environment, with their defaults:\n{rows}\n\
+         What the environment does not set is read from the file that {CONFIG_FILE} names, or else from {DEFAULT_FILE} \
+         in the working\ndirectory, if there is one: lines of NAME=value. An empty value stands for the default."
+    )
+}
+
+fn read_file(path: &Path) -> Result<Vec<(String, String)>, Error> {
+    let failed = |error: dotenvy::Error| Error::File { path: path.to_owned(), reason: error.to_string() };
+    dotenvy::from_path_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)
+}
+
+fn wrong(setting: &Setting, value: impl Into<String>) -> Error {
+    Error::Value { name: setting.name, value: value.into(), takes: setting.takes.to_owned() }
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let size: ByteSize = String::deserialize(deserializer)?.parse().map_err(D::Error::custom)?;
+    usize::try_from(size.as_u64()).map_err(D::Error::custom)
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let duration: jiff::SignedDuration = text.parse().map_err(D::Error::custom)?;
+    match Duration::try_from(duration) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err(D::Error::custom("not more than zero")),
+    }
+}
+
+fn auto_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "auto" {
+        return Ok(std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
+    }
+    match text.parse() {
+        Ok(count @ 1..=1024) => Ok(count),
+        _ => Err(D::Error::custom("out of range")),
+    }
+}
+
+/// A truth value in the forms that the earlier server took, those of Go's `strconv.ParseBool`.
+fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(D::Error::custom("no truth value")),
+    }
+}

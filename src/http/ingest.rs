@@ -1,0 +1,141 @@
+//! `POST /api/v1/reports`: body → report → buffer → answer.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper::{Response, StatusCode};
+use tokio::sync::SemaphorePermit;
+use tokio::time::timeout;
+
+use super::refusal::Refusal;
+use super::{Activity, App, json};
+use crate::buffer::{Refused, Ticket};
+use crate::report::Report;
+
+/// How long a request waits for room in the buffer before it is turned away.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A whole request body.
+enum Received<'a> {
+    /// It came in one piece, which lies where it was read to.
+    Piece(Bytes),
+    /// It came in several, which were gathered; the permit is for their memory.
+    Gathered(Vec<u8>, #[allow(dead_code, reason = "held until the bytes are dropped")] SemaphorePermit<'a>),
+}
+
+impl Received<'_> {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Piece(bytes) => bytes,
+            Self::Gathered(bytes, _) => bytes,
+        }
+    }
+}
+
+pub(super) async fn post(app: &App, activity: &Activity, mut body: Incoming) -> Result<Response<Full<Bytes>>, Refusal> {
+    activity.reads_body(app.limits.body_timeout);
+    let received = match receive(app, activity, &mut body).await {
+        Ok(received) => received,
+        Err(refusal) => {
+            // The answer goes out at once, but a client that is still sending would never read it if the connection
+            // were closed over what it sends. So that is read for a while and thrown away.
+            if matches!(refusal, Refusal::TooLarge { .. } | Refusal::TooManyInFlight) {
+                tokio::spawn(discard(body, app.limits.max_body_bytes));
+            }
+            return Err(refusal);
+        }
+    };
+    activity.answers();
+    let report = Report::check(received.as_bytes())?;
+    // Being in the batch is all that an answer promises so far.
+    let _ticket: Ticket = append(app, &report).await?;
+    Ok(json(StatusCode::OK, "application/json", Bytes::from_static(br#"{"status":"ok","accepted":1}"#)))
+}
+
+/// Reads the whole body, as long as it stays within the bounds.
+async fn receive<'a>(app: &'a App, activity: &Activity, body: &mut Incoming) -> Result<Received<'a>, Refusal> {
+    let max_bytes = app.limits.max_body_bytes;
+    let too_large = || Refusal::TooLarge { max_bytes };
+    if body.size_hint().lower() > max_bytes as u64 {
+        return Err(too_large());
+    }
+    let Some(first) = next_piece(activity, body).await? else { return Ok(Received::Piece(Bytes::new())) };
+    if body.is_end_stream() && first.len() <= max_bytes {
+        return Ok(Received::Piece(first));
+    }
+    // Memory is taken as the bytes come, not as they are announced.
+    let reserve = |bytes: usize| {
+        app.inflight.try_acquire_many(u32::try_from(bytes).unwrap_or(u32::MAX)).map_err(|_| Refusal::TooManyInFlight)
+    };
+    let mut permit = reserve(first.len())?;
+    let mut gathered = Vec::from(first);
+    while let Some(piece) = next_piece(activity, body).await? {
+        if gathered.len() + piece.len() > max_bytes {
+            return Err(too_large());
+        }
+        permit.merge(reserve(piece.len())?);
+        gathered.extend_from_slice(&piece);
+    }
+    if gathered.len() > max_bytes {
+        return Err(too_large());
+    }
+    Ok(Received::Gathered(gathered, permit))
+}
+
+/// The next bytes of a body; `None` at its end.
+async fn next_piece(activity: &Activity, body: &mut Incoming) -> Result<Option<Bytes>, Refusal> {
+    poll_fn(|cx| {
+        loop {
+            match Pin::new(&mut *body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(bytes) => return Poll::Ready(Ok(Some(bytes))),
+                    Err(_trailers) => continue,
+                },
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Refusal::BodyBroken(error))),
+                Poll::Ready(None) => return Poll::Ready(Ok(None)),
+                // The connection's watch polls this task when the time is over.
+                Poll::Pending if activity.is_late() => return Poll::Ready(Err(Refusal::BodyTimeout)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await
+}
+
+/// Reads on and throws away, `bytes` at the most. A client that sends too slowly meets the header time-out, which
+/// starts with the first bytes that come after the answer.
+async fn discard(mut body: Incoming, bytes: usize) {
+    let mut left = bytes;
+    while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+}
+
+/// Appends to the buffer; when that is full, waits a moment for room.
+async fn append(app: &App, report: &Report<'_>) -> Result<Ticket, Refusal> {
+    let waits = async {
+        loop {
+            let mut room = pin!(app.buffer.room());
+            // Before the try, so that room that comes right after it is not missed.
+            room.as_mut().enable();
+            match app.buffer.append(report) {
+                Ok(ticket) => return Ok(ticket),
+                Err(Refused::Closed) => return Err(Refusal::Stopping),
+                Err(Refused::Full) => room.await,
+            }
+        }
+    };
+    match app.buffer.append(report) {
+        Ok(ticket) => Ok(ticket),
+        Err(Refused::Closed) => Err(Refusal::Stopping),
+        Err(Refused::Full) => timeout(ROOM_TIMEOUT, waits).await.unwrap_or(Err(Refusal::BufferFull)),
+    }
+}

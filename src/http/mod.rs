@@ -1,0 +1,125 @@
+//! On the wire: routes, limits and answers.
+
+mod connection;
+mod health;
+mod ingest;
+mod refusal;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::{Notify, Semaphore};
+
+use self::connection::Activity;
+pub(crate) use self::connection::serve;
+use self::refusal::Refusal;
+use crate::buffer::Buffer;
+use crate::config::Config;
+
+/// Request line and headers, in bytes; more is answered with 431.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// The most that is read from one connection at once, in bytes. A longer body comes in several pieces, which are
+/// gathered in memory that counts against `INFLIGHT_BYTES`.
+const MAX_READ_BYTES: usize = 128 * 1024;
+
+/// What every connection shares.
+#[derive(Debug)]
+pub(crate) struct App {
+    buffer: Arc<Buffer>,
+    limits: Limits,
+    /// Bytes of gathered bodies that there may still be.
+    inflight: Semaphore,
+    started: Instant,
+    draining: AtomicBool,
+    drain: Notify,
+}
+
+/// What a client may ask of the server.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    max_body_bytes: usize,
+    header_timeout: Duration,
+    body_timeout: Duration,
+    keep_alive_timeout: Duration,
+}
+
+impl App {
+    pub(crate) fn new(config: &Config, buffer: Arc<Buffer>) -> Self {
+        Self {
+            buffer,
+            limits: Limits {
+                max_body_bytes: config.max_body_bytes,
+                header_timeout: config.header_timeout,
+                body_timeout: config.body_timeout,
+                keep_alive_timeout: config.keep_alive_timeout,
+            },
+            inflight: Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS)),
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            drain: Notify::new(),
+        }
+    }
+
+    /// Lets every connection finish the request that it is at, and no other.
+    pub(crate) fn drain(&self) {
+        // Release: pairs with the Acquire in `is_draining`; it comes before the wake-up.
+        self.draining.store(true, Ordering::Release);
+        self.drain.notify_waiters();
+    }
+
+    fn is_draining(&self) -> bool {
+        // Acquire: pairs with the Release in `drain`.
+        self.draining.load(Ordering::Acquire)
+    }
+}
+
+/// How hyper is set up for every connection. Public for the benchmark that compares with a bare hyper server.
+#[must_use]
+pub fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    // Time-outs are the watch of `connection`, which needs no timer for each request.
+    builder.header_read_timeout(None).max_header_size(MAX_HEADER_BYTES).max_buf_size(MAX_READ_BYTES);
+    builder
+}
+
+/// Answers one request.
+async fn answer(app: &App, activity: &Activity, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let answered = match request.uri().path() {
+        "/api/v1/reports" => match *request.method() {
+            Method::POST => ingest::post(app, activity, request.into_body()).await,
+            _ => Err(Refusal::Method { allow: "POST" }),
+        },
+        "/livez" => only_get(&request).map(|()| health::live(app)),
+        "/readyz" | "/.well-known/healthcheck.json" | "/.well-known/healthcheck" => {
+            only_get(&request).map(|()| health::ready(app))
+        }
+        _ => Err(Refusal::NotFound),
+    };
+    answered.unwrap_or_else(|refusal| {
+        tracing::debug!(%refusal, "refused");
+        refusal.into_response()
+    })
+}
+
+fn only_get(request: &Request<Incoming>) -> Result<(), Refusal> {
+    // hyper leaves out the body of an answer to HEAD.
+    match *request.method() {
+        Method::GET | Method::HEAD => Ok(()),
+        _ => Err(Refusal::Method { allow: "GET, HEAD" }),
+    }
+}
+
+fn json(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,131 @@
+//! Every way in which a request is turned away, and the one place where it becomes a status.
+
+use bytes::Bytes;
+use bytesize::ByteSize;
+use http_body_util::Full;
+use hyper::header::{ALLOW, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use super::json;
+use crate::report::{Invalid, MAX_DEPTH};
+
+/// Seconds after which a client may try again.
+const RETRY_AFTER_SECONDS: &str = "2";
+
+/// Why a request gets no 2xx.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("no such path")]
+    NotFound,
+    #[error("the method is not one of: {allow}")]
+    Method { allow: &'static str },
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    #[error("the body is longer than {max_bytes} bytes")]
+    TooLarge { max_bytes: usize },
+    #[error("the body did not come in time")]
+    BodyTimeout,
+    #[error("the body broke off: {0}")]
+    BodyBroken(hyper::Error),
+    #[error("too many bodies in flight")]
+    TooManyInFlight,
+    #[error("the buffer is full")]
+    BufferFull,
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+/// RFC 9457, as `application/problem+json`.
+#[derive(Debug, Serialize)]
+struct Problem<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+}
+
+impl Refusal {
+    pub(super) fn into_response(self) -> Response<Full<Bytes>> {
+        const BAD: StatusCode = StatusCode::BAD_REQUEST;
+        const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+        let reason = self.to_string();
+        let again = |why: &str| format!("{why}. Nothing of this request was kept: send it again in a moment.");
+        // The name is part of the type URI, for programs: changing one is a breaking change.
+        let (status, name, title, detail) = match &self {
+            Self::NotFound => (
+                StatusCode::NOT_FOUND,
+                "not-found",
+                "No such path",
+                "Send reports to /api/v1/reports with POST.".to_owned(),
+            ),
+            Self::Method { allow } => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method-not-allowed",
+                "Method not allowed",
+                format!("Use {allow} with this path."),
+            ),
+            Self::Invalid(invalid) => match invalid {
+                Invalid::Empty => (BAD, "empty", "Empty body", "The body is empty: send one JSON object.".to_owned()),
+                Invalid::NotUtf8(_) => {
+                    (BAD, "not-utf8", "Body is not UTF-8", format!("{reason}: encode the report as UTF-8."))
+                }
+                Invalid::NotJson { .. } => (
+                    BAD,
+                    "not-json",
+                    "Body is not JSON",
+                    format!("{reason}: send one JSON object, strictly as RFC 8259 has it."),
+                ),
+                Invalid::NotAnObject { .. } => {
+                    (BAD, "not-an-object", "Report is not an object", format!("{reason}: send one JSON object."))
+                }
+                Invalid::TooDeep(_) => (
+                    BAD,
+                    "too-deep",
+                    "Report is nested too deep",
+                    format!("{reason}: nest at most {MAX_DEPTH} levels."),
+                ),
+            },
+            Self::TooLarge { max_bytes } => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too-large",
+                "Body too large",
+                format!(
+                    "{reason} ({}): send shorter reports, or raise MAX_BODY_BYTES on the server.",
+                    ByteSize(*max_bytes as u64)
+                ),
+            ),
+            Self::BodyTimeout => (
+                StatusCode::REQUEST_TIMEOUT,
+                "body-timeout",
+                "Body did not come in time",
+                "The body took too long to come: send the whole of it without a pause.".to_owned(),
+            ),
+            Self::BodyBroken(_) => {
+                (BAD, "body-broken", "Body broke off", format!("{reason}: send all that the header announces."))
+            }
+            Self::TooManyInFlight => {
+                (UNAVAILABLE, "too-many-in-flight", "Too busy", again("Too many long bodies are being received"))
+            }
+            Self::BufferFull => {
+                (UNAVAILABLE, "buffer-full", "Too busy", again("Reports come faster than they can be written to disk"))
+            }
+            Self::Stopping => (UNAVAILABLE, "stopping", "Server is stopping", again("This server is stopping")),
+        };
+        let problem = Problem {
+            r#type: format!("tag:netwatch-server,2026:{name}"),
+            title,
+            status: status.as_u16(),
+            detail: &detail,
+        };
+        let body = serde_json::to_vec(&problem).expect("strings and a number are JSON");
+        let mut response = json(status, "application/problem+json", body);
+        if let Self::Method { allow } = self {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if status == UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        response
+    }
+}

@@ -1,0 +1,43 @@
+//! netwatch-server: JSON reports in over HTTP, zstd-compressed JSONL files out.
+//!
+//! # The path of one report
+//!
+//! 1. [`server`] accepts a connection and hands it to [`http`], where hyper reads a request and `connection` watches
+//!    how long that takes. `ingest` receives the body, within `MAX_BODY_BYTES`.
+//! 2. [`report`] checks the body: UTF-8, JSON, an object, not too deep. What comes out is one line.
+//! 3. [`buffer`] appends the line to the active batch: reserve, copy, commit, in the segment of the calling thread,
+//!    without a lock. Then the client is told 200.
+//! 4. The batch is full, or its first report `FLUSH_INTERVAL` old: a free batch takes its place, and it is sealed.
+//! 5. [`flush`] waits for the last writer of the sealed batch and hands its lines to [`store`], which compresses them
+//!    into a temporary file, syncs it, links it to its final name and syncs the directory.
+//! 6. The last reference to the batch is dropped, and with that its memory is free for the next one.
+//!
+//! ```text
+//!   http  ──►  buffer  ──►  store         imports run this way only
+//!   server and flush above, report and config beside
+//! ```
+//!
+//! # What holds at all times
+//!
+//! - A report that was answered with 200 is in exactly one batch, and a batch becomes exactly one file. A batch whose
+//!   file can't be written is kept and tried again, until the process ends.
+//! - A request that was answered with anything else left nothing behind.
+//! - A file has its final name only when it is complete and on disk, and is never changed or replaced after that.
+//! - Memory is bounded: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces, and one read
+//!   buffer for each of `MAX_CONNECTIONS`. When the batches are full, requests wait a moment and are then refused.
+//! - Lines of one thread keep their order within a batch, and batches theirs in the time that their names tell. A
+//!   client's requests may be answered by different threads, so that is no promise to clients.
+//!
+//! # What a 200 does not promise yet
+//!
+//! The report is in memory until its batch is flushed. An orderly stop (SIGTERM, SIGINT) flushes everything; a crash, a
+//! kill -9 or a power cut loses what came since the last flush, `FLUSH_INTERVAL` of reports at the most.
+
+pub mod buffer;
+pub mod config;
+pub mod flush;
+pub mod healthcheck;
+pub mod http;
+pub mod report;
+pub mod server;
+pub mod store;

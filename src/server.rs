@@ -1,0 +1,175 @@
+//! Wires the rooms together: listens, accepts, and on a stop drains and flushes.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use crate::buffer::Buffer;
+use crate::config::Config;
+use crate::flush::Flusher;
+use crate::http::{self, App};
+use crate::store::Store;
+
+/// Connections that the kernel completes before they are accepted: thousands of browsers come within one second. The
+/// kernel lowers it to its own limit (`net.core.somaxconn`).
+const BACKLOG: i32 = 8192;
+
+/// Pause after a failed accept: without file descriptors or memory, the next try would fail as well.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// File descriptors for all that is not a connection.
+const OTHER_FILES: u64 = 64;
+
+/// Opens the listening socket of `HOST` and `PORT`.
+///
+/// # Errors
+/// Whatever the system says, such as that the port is in use.
+pub fn listen(host: IpAddr, port: u16) -> io::Result<std::net::TcpListener> {
+    let bind = |address: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A restart must not wait for the connections of the last run to be forgotten.
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    match bind(SocketAddr::new(host, port)) {
+        // A machine without IPv6: all interfaces are those of IPv4.
+        Err(error) if host.is_ipv6() && host.is_unspecified() && no_ipv6(&error) => {
+            bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
+        }
+        bound => bound,
+    }
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Serves until `shutdown` resolves, then lets the requests in flight finish, flushes all that was acknowledged, and
+/// returns.
+///
+/// # Errors
+/// When `listener` is not a usable socket or no thread can be started; nothing was served then.
+pub async fn run(
+    config: Config,
+    store: Store,
+    listener: std::net::TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let buffer = Arc::new(Buffer::new(config.shape()));
+    let flusher = Flusher {
+        buffer: Arc::clone(&buffer),
+        store,
+        compression: config.compression(),
+        interval: config.flush_interval,
+    }
+    .spawn()?;
+    let app = Arc::new(App::new(&config, Arc::clone(&buffer)));
+    let connections = Connections::new(&config);
+    tracing::info!(address = %listener.local_addr()?, "listening");
+
+    tokio::select! {
+        () = connections.accept(&listener, &app) => {}
+        () = shutdown => {}
+    }
+    drop(listener);
+    tracing::info!("stopping");
+    app.drain();
+    connections.closed(config.shutdown_timeout).await;
+    buffer.close();
+    // Without a bound: what was acknowledged is not given up. A second signal ends the process all the same.
+    match tokio::task::spawn_blocking(|| flusher.join()).await {
+        Ok(Ok(())) => tracing::info!("stopped; all reports are on disk"),
+        _ => return Err(io::Error::other("the flush task ended before all reports were on disk")),
+    }
+    Ok(())
+}
+
+/// The places for open connections.
+#[derive(Debug)]
+struct Connections {
+    free: Arc<Semaphore>,
+    max: u32,
+}
+
+impl Connections {
+    fn new(config: &Config) -> Self {
+        let wanted = config.max_connections.get() as u64;
+        let max = raise_file_limit(wanted + OTHER_FILES).saturating_sub(OTHER_FILES).clamp(1, wanted);
+        if max < wanted {
+            tracing::warn!(max, wanted, "fewer connections than MAX_CONNECTIONS: the limit of open files is too low");
+        }
+        let max = u32::try_from(max).unwrap_or(u32::MAX);
+        Self { free: Arc::new(Semaphore::new(max as usize)), max }
+    }
+
+    /// Accepts for ever, as long as there are places. Beyond that, clients wait in the backlog.
+    async fn accept(&self, listener: &TcpListener, app: &Arc<App>) {
+        loop {
+            let place = match Arc::clone(&self.free).try_acquire_owned() {
+                Ok(place) => place,
+                Err(_) => {
+                    tracing::warn!(max = self.max, "all connections are taken; new ones wait");
+                    Arc::clone(&self.free).acquire_owned().await.expect("never closed")
+                }
+            };
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => {
+                    tracing::warn!(%error, "can't accept a connection");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%peer, %error, "can't turn off Nagle's algorithm"); // already gone
+            }
+            let serving = http::serve(Arc::clone(app), stream, peer);
+            tokio::spawn(async move {
+                serving.await;
+                drop(place);
+            });
+        }
+    }
+
+    /// Waits until no connection is left, `within` at the most.
+    async fn closed(&self, within: Duration) {
+        let all = pin!(self.free.acquire_many(self.max));
+        if timeout(within, all).await.is_err() {
+            let open = self.max as usize - self.free.available_permits();
+            tracing::warn!(open, "some connections did not end in time; their requests are not answered");
+        }
+    }
+}
+
+/// Raises the limit of open files to `wanted` if it is lower and may be raised; returns what holds then.
+fn raise_file_limit(wanted: u64) -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let current = limit.current.unwrap_or(u64::MAX);
+    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    if raised <= current {
+        return current;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
+        Ok(()) => raised,
+        Err(_) => current,
+    }
+}

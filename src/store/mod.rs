@@ -1,0 +1,162 @@
+//! The data directory on disk: how a report file comes to be there, whole or not at all.
+
+pub mod report_file;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+pub use self::report_file::{Compression, Name};
+
+const DIR_MODE: u32 = 0o750;
+const FILE_MODE: u32 = 0o640;
+
+/// The directory in which report files are published. Several servers may share one.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    /// Open for fsync: a new name lasts only once its directory is on disk.
+    dir: File,
+}
+
+/// The data directory can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("can't {action} {path}: {source}", path = path.display())]
+pub struct OpenError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Store {
+    /// Opens the data directory, makes it (0750) if it is not there, and checks that files can be made in it.
+    ///
+    /// # Errors
+    /// [`OpenError`], with what could not be done.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let failed = |action| move |source| OpenError { action, path: path.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(DIR_MODE).create(path).map_err(failed("make the directory"))?;
+        let dir = File::open(path).map_err(failed("open the directory"))?;
+        let probe = Temp::create(path.join(format!(".probe-{:08x}.tmp", random_id())));
+        drop(probe.map_err(failed("make files in"))?);
+        Ok(Self { path: path.to_owned(), dir })
+    }
+
+    /// Compresses `lines` into a new report file, with `modified` as its time. Once this returns, the file is complete
+    /// and on disk under its name. Returns its length in bytes.
+    ///
+    /// # Errors
+    /// Any error of the file system; there is no file then, and the call can be made again. `AlreadyExists` when the
+    /// name is taken.
+    pub fn publish(
+        &self,
+        name: &Name,
+        lines: &[&[u8]],
+        modified: SystemTime,
+        compression: Compression,
+    ) -> io::Result<u64> {
+        let mut temp = Temp::create(self.path.join(format!(".{name}.tmp")))?;
+        report_file::compress(lines, compression, &mut temp.file)?;
+        temp.file.set_modified(modified)?;
+        temp.file.sync_all()?;
+        let bytes = temp.file.metadata()?.len();
+
+        let path = self.path.join(name.to_string());
+        // Never a rename: it would replace what is there.
+        fs::hard_link(&temp.path, &path)?;
+        drop(temp);
+        // The name may not have reached the disk. It has to go before the lines are published again under another.
+        self.dir.sync_all().inspect_err(|_| remove(&path))?;
+        Ok(bytes)
+    }
+}
+
+/// A file that goes away again, unless it has got another name by then.
+struct Temp {
+    path: PathBuf,
+    file: File,
+}
+
+impl Temp {
+    fn create(path: PathBuf) -> io::Result<Self> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
+        Ok(Self { path, file })
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "can't remove a file that is not needed");
+    }
+}
+
+/// A number that no other name here is likely to carry.
+#[must_use]
+pub(crate) fn random_id() -> u32 {
+    getrandom::u32().expect("the kernel has random numbers")
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::time::Duration;
+
+    use super::*;
+
+    const COMPRESSION: Compression = Compression { level: 1, threads: 2 };
+
+    fn names(dir: &Path) -> Vec<String> {
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_published_file_is_complete_private_and_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        let store = Store::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, DIR_MODE);
+        assert!(names(&path).is_empty(), "the probe is gone");
+
+        let modified = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
+        let name = Name::new(modified);
+        let bytes = store.publish(&name, &[b"{\"a\":1}\n", b"{}\n"], modified, COMPRESSION).unwrap();
+        assert_eq!(names(&path), [name.to_string()]);
+        let metadata = fs::metadata(path.join(name.to_string())).unwrap();
+        assert_eq!(metadata.len(), bytes);
+        assert_eq!(metadata.permissions().mode() & 0o777, FILE_MODE);
+        assert_eq!(metadata.nlink(), 1);
+        assert_eq!(metadata.modified().unwrap(), modified);
+        let content = zstd::decode_all(File::open(path.join(name.to_string())).unwrap()).unwrap();
+        assert_eq!(content, b"{\"a\":1}\n{}\n");
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let now = SystemTime::now();
+        let name = Name::new(now);
+        fs::write(dir.path().join(name.to_string()), "precious").unwrap();
+        let error = store.publish(&name, &[b"{}\n"], now, COMPRESSION).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(names(dir.path()), [name.to_string()], "no temporary file is left");
+        assert_eq!(fs::read(dir.path().join(name.to_string())).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_directory_that_is_none_is_told_with_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "").unwrap();
+        let error = Store::open(&path.join("reports")).unwrap_err().to_string();
+        assert!(error.starts_with("can't make the directory") && error.contains("file/reports: "), "{error}");
+    }
+}

@@ -1,0 +1,133 @@
+//! Report files: their names and their content.
+//!
+//! A persisted format: changing either is a breaking change.
+//!
+//! ```text
+//! reports-20261122T150512.123456789Z-5f3a9c01.jsonl.zst
+//!         └── time of the first ───┘ └ random id
+//!             report, UTC
+//! ```
+//!
+//! The content is one zstd frame with its content size and a checksum, and in it one report on each line.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use zstd::stream::raw::CParameter;
+
+use super::random_id;
+
+/// The least that is worth a compression thread of its own, in bytes, and zstd's own lower limit for a job
+/// (`ZSTDMT_JOBSIZE_MIN`).
+const MIN_JOB_BYTES: usize = 512 * 1024;
+
+/// The name of a report file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    first: Timestamp,
+    id: u32,
+}
+
+impl Name {
+    /// A new name for reports of which the first came at `first`.
+    ///
+    /// # Panics
+    /// When `first` lies outside of the years -9999 to 9999.
+    #[must_use]
+    pub fn new(first: SystemTime) -> Self {
+        let first = Timestamp::try_from(first).expect("the clock shows a year of four digits");
+        Self { first, id: random_id() }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "reports-{}-{:08x}.jsonl.zst", self.first.strftime("%Y%m%dT%H%M%S.%9fZ"), self.id)
+    }
+}
+
+/// How to compress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compression {
+    /// The zstd level, 1 to 22.
+    pub level: i32,
+    /// Threads that compress one file, at most; small files take fewer.
+    pub threads: usize,
+}
+
+/// Compresses `parts`, one after the other, into one zstd frame.
+///
+/// # Errors
+/// Those of `to`.
+pub fn compress(parts: &[&[u8]], compression: Compression, to: impl Write) -> io::Result<()> {
+    let bytes: usize = parts.iter().map(|part| part.len()).sum();
+    let mut encoder = zstd::Encoder::new(to, compression.level)?;
+    encoder.include_checksum(true)?;
+    encoder.set_pledged_src_size(Some(bytes as u64))?;
+    let threads = compression.threads.min(bytes / MIN_JOB_BYTES);
+    if threads > 1 {
+        encoder.multithread(u32::try_from(threads).unwrap_or(u32::MAX))?;
+        // zstd's own job sizes are so large at higher levels that a batch would not split.
+        let job_bytes = bytes.div_ceil(threads).max(MIN_JOB_BYTES);
+        encoder.set_parameter(CParameter::JobSize(u32::try_from(job_bytes).unwrap_or(u32::MAX)))?;
+    }
+    for part in parts {
+        encoder.write_all(part)?;
+    }
+    encoder.finish()?;
+    Ok(())
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_name_tells_its_time_to_the_nanosecond() {
+        let name = Name { first: "2026-11-22T15:05:12.000000789Z".parse().unwrap(), id: 0x5f3a };
+        assert_eq!(name.to_string(), "reports-20261122T150512.000000789Z-00005f3a.jsonl.zst");
+    }
+
+    #[test]
+    fn names_sort_by_time_and_differ_at_the_same_time() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_700_000_000_000_000_009);
+        let name = |nanos| Name::new(time + Duration::from_nanos(nanos)).to_string();
+        assert!(name(0) < name(1) && name(1) < name(1_000_000_000));
+        assert_ne!(name(0), name(0));
+    }
+
+    #[test]
+    fn one_frame_with_content_size_and_checksum_whatever_the_threads() {
+        let lines = b"{\"clientId\":\"a\",\"hosts\":[]}\n".repeat(100_000);
+        let parts = [&lines[..1_000_000], &lines[1_000_000..]];
+        for threads in [1, 2, 5] {
+            let mut frame = Vec::new();
+            compress(&parts, Compression { level: 1, threads }, &mut frame).unwrap();
+            // RFC 8878, 3.1.1.1: the frame header descriptor follows the magic number.
+            assert_eq!(frame[..4], [0x28, 0xb5, 0x2f, 0xfd]);
+            assert_ne!(frame[4] & 0b100, 0, "content checksum flag");
+            assert_eq!(zstd::zstd_safe::get_frame_content_size(&frame).unwrap(), Some(lines.len() as u64));
+            assert_eq!(zstd::zstd_safe::find_frame_compressed_size(&frame).unwrap(), frame.len(), "one frame");
+            assert_eq!(zstd::decode_all(&frame[..]).unwrap(), lines);
+        }
+    }
+
+    #[test]
+    fn errors_of_the_file_come_back() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let error = compress(&[b"{}\n"], Compression { level: 1, threads: 1 }, Full).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+}
