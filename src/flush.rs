@@ -49,7 +49,7 @@ impl Flusher {
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
             tracing::warn!(%error, "the flush task runs at normal priority");
         }
-        self.buffer.wake_when_sealed(thread::current());
+        self.buffer.wake(thread::current());
         while !self.buffer.is_drained() {
             let wait = match self.buffer.next_sealed() {
                 Some(batch) => {

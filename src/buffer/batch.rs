@@ -1,7 +1,8 @@
 //! What is swapped and flushed as a unit: one segment per shard. One batch becomes one file.
 
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
 
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
@@ -94,6 +95,8 @@ pub(super) struct Pool {
     free: ArrayQueue<Segments>,
     /// Notified when a batch has given its memory back.
     pub(super) freed: Notify,
+    /// The thread that flushes; it waits for sealed batches and, at the end, for the last memory to come back.
+    pub(super) flusher: OnceLock<Thread>,
 }
 
 impl Pool {
@@ -104,7 +107,7 @@ impl Pool {
             let pushed = free.push(segments);
             debug_assert!(pushed.is_ok());
         }
-        Arc::new(Self { free, freed: Notify::new() })
+        Arc::new(Self { free, freed: Notify::new(), flusher: OnceLock::new() })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -116,10 +119,17 @@ impl Pool {
         self.free.is_full()
     }
 
+    pub(super) fn wake_flusher(&self) {
+        if let Some(flusher) = self.flusher.get() {
+            flusher.unpark();
+        }
+    }
+
     fn give_back(&self, mut segments: Segments) {
         segments.iter_mut().for_each(|segment| segment.reset());
         let pushed = self.free.push(segments);
         debug_assert!(pushed.is_ok(), "the pool has a place for each of its sets");
         self.freed.notify_waiters();
+        self.wake_flusher();
     }
 }

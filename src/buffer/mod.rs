@@ -10,7 +10,7 @@ mod cursor;
 mod segment;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -39,8 +39,6 @@ pub struct Buffer {
     active: ArcSwap<Batch>,
     sealed: ArrayQueue<Arc<Batch>>,
     pool: Arc<Pool>,
-    /// Woken when a batch is sealed.
-    flusher: OnceLock<Thread>,
     /// The start of the monotonic clock that batches are timed with.
     started: Instant,
     segment_bytes: usize,
@@ -82,7 +80,6 @@ impl Buffer {
             active: ArcSwap::new(first),
             sealed: ArrayQueue::new(shape.batches),
             pool,
-            flusher: OnceLock::new(),
             started: Instant::now(),
             segment_bytes: shape.segment_bytes,
         }
@@ -127,9 +124,10 @@ impl Buffer {
         !self.pool.is_empty() || !self.active.load().is_sealed()
     }
 
-    /// Names the thread to wake (by unparking it) when a batch has been sealed. The first call counts.
-    pub fn wake_when_sealed(&self, flusher: Thread) {
-        self.flusher.get_or_init(|| flusher);
+    /// Names the thread to wake (by unparking it) when a batch has been sealed, or has given its memory back. The first
+    /// call counts.
+    pub fn wake(&self, flusher: Thread) {
+        self.pool.flusher.get_or_init(|| flusher);
     }
 
     /// The sealed batch that has waited longest.
@@ -139,7 +137,7 @@ impl Buffer {
     }
 
     /// Rotates if the first report of the active batch is `interval` old. Returns how long to wait before asking
-    /// again: no report is kept longer than `interval` by a caller that does so.
+    /// again, if not [woken](Self::wake) before: no report is kept longer than `interval` by a caller that does so.
     pub fn rotate_if_due(&self, interval: Duration) -> Duration {
         let batch = self.active.load();
         let Some((first_ns, _)) = batch.times() else { return interval };
@@ -149,8 +147,8 @@ impl Buffer {
         }
         match self.rotate(&batch) {
             Ok(()) => Duration::ZERO,
-            // The memory is on its way back: somebody still holds a batch that has been flushed.
-            Err(_) => Duration::from_millis(1),
+            // Somebody still holds a batch that has been flushed; its memory coming back wakes the caller.
+            Err(_) => interval,
         }
     }
 
@@ -203,9 +201,7 @@ impl Buffer {
         old.seal();
         let pushed = self.sealed.push(Guard::into_inner(active));
         debug_assert!(pushed.is_ok(), "the queue has a place for each batch");
-        if let Some(flusher) = self.flusher.get() {
-            flusher.unpark();
-        }
+        self.pool.wake_flusher();
         true
     }
 
@@ -280,6 +276,20 @@ mod tests {
         buffer.append(&report).unwrap();
     }
 
+    #[tokio::test]
+    async fn whoever_waits_for_room_is_woken_when_a_batch_gives_its_memory_back() {
+        let buffer = buffer(2, 1, 3);
+        let report = Report::check(b"{}").unwrap();
+        buffer.append(&report).unwrap();
+        buffer.append(&report).unwrap();
+        let mut room = std::pin::pin!(buffer.room());
+        room.as_mut().enable();
+        assert_eq!(buffer.append(&report).unwrap_err(), Refused::Full);
+        drop(buffer.next_sealed().unwrap());
+        room.await;
+        buffer.append(&report).unwrap();
+    }
+
     #[test]
     fn a_batch_is_due_when_its_first_report_is_old_enough_and_an_empty_one_never() {
         let buffer = buffer(2, 2, 64);
@@ -304,6 +314,25 @@ mod tests {
         assert!(!buffer.is_drained());
         assert_eq!(text(&buffer.next_sealed().unwrap()), "{}\n");
         assert!(buffer.is_drained());
+    }
+
+    #[test]
+    fn a_flusher_that_waits_for_the_last_reference_is_woken_when_it_goes() {
+        let buffer = buffer(2, 1, 64);
+        let ticket = buffer.append(&Report::check(b"{}").unwrap()).unwrap();
+        thread::scope(|scope| {
+            let flusher = scope.spawn(|| {
+                buffer.wake(thread::current());
+                while !buffer.is_drained() {
+                    if buffer.next_sealed().is_none() {
+                        thread::park();
+                    }
+                }
+            });
+            buffer.close();
+            drop(ticket);
+            flusher.join().unwrap();
+        });
     }
 
     #[test]

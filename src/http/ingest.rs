@@ -17,6 +17,10 @@ use super::{Activity, App, json};
 use crate::buffer::{Refused, Ticket};
 use crate::report::Report;
 
+/// How much of a body is read after it has been refused, and for how long.
+const DISCARD_BYTES: usize = 16 << 20;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long a request waits for room in the buffer before it is turned away.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -45,7 +49,7 @@ pub(super) async fn post(app: &App, activity: &Activity, mut body: Incoming) -> 
             // The answer goes out at once, but a client that is still sending would never read it if the connection
             // were closed over what it sends. So that is read for a while and thrown away.
             if matches!(refusal, Refusal::TooLarge { .. } | Refusal::TooManyInFlight) {
-                tokio::spawn(discard(body, app.limits.max_body_bytes));
+                tokio::spawn(timeout(DISCARD_TIMEOUT, discard(body)));
             }
             return Err(refusal);
         }
@@ -107,10 +111,9 @@ async fn next_piece(activity: &Activity, body: &mut Incoming) -> Result<Option<B
     .await
 }
 
-/// Reads on and throws away, `bytes` at the most. A client that sends too slowly meets the header time-out, which
-/// starts with the first bytes that come after the answer.
-async fn discard(mut body: Incoming, bytes: usize) {
-    let mut left = bytes;
+/// Reads on and throws away, [`DISCARD_BYTES`] at the most.
+async fn discard(mut body: Incoming) {
+    let mut left = DISCARD_BYTES;
     while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
             Some(rest) => left = rest,

@@ -17,8 +17,6 @@ const FILE_MODE: u32 = 0o640;
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
-    /// Open for fsync: a new name lasts only once its directory is on disk.
-    dir: File,
 }
 
 /// The data directory can't be used.
@@ -38,10 +36,9 @@ impl Store {
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let failed = |action| move |source| OpenError { action, path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(DIR_MODE).create(path).map_err(failed("make the directory"))?;
-        let dir = File::open(path).map_err(failed("open the directory"))?;
         let probe = Temp::create(path.join(format!(".probe-{:08x}.tmp", random_id())));
         drop(probe.map_err(failed("make files in"))?);
-        Ok(Self { path: path.to_owned(), dir })
+        Ok(Self { path: path.to_owned() })
     }
 
     /// Compresses `lines` into a new report file, with `modified` as its time. Once this returns, the file is complete
@@ -67,8 +64,9 @@ impl Store {
         // Never a rename: it would replace what is there.
         fs::hard_link(&temp.path, &path)?;
         drop(temp);
-        // The name may not have reached the disk. It has to go before the lines are published again under another.
-        self.dir.sync_all().inspect_err(|_| remove(&path))?;
+        // A name lasts only once its directory is on disk. If that fails the name has to go again: the lines will be
+        // published once more.
+        File::open(&self.path).and_then(|dir| dir.sync_all()).inspect_err(|_| remove(&path))?;
         Ok(bytes)
     }
 }

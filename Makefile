@@ -1,0 +1,39 @@
+# `make check` is what has to pass before a change goes in.
+
+LOOM_TARGET ?= $(or $(CARGO_TARGET_DIR),target)/loom
+
+.PHONY: run build check fmt clippy test loom doc bench loadtest docker
+
+run: ## Build, and serve on :8080 with files in ./data/reports
+	cargo run --release
+
+build:
+	cargo build --release
+
+check: fmt clippy test loom doc
+
+fmt:
+	cargo fmt --check
+
+clippy:
+	cargo clippy --all-targets -- -D warnings
+
+test:
+	cargo test
+
+# The lock-free protocol under every interleaving. The flag reaches all crates, so they are built apart.
+loom:
+	RUSTFLAGS="--cfg netwatch_loom" cargo test --release --lib --target-dir $(LOOM_TARGET) model
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+
+bench:
+	cargo bench
+
+loadtest: build
+	loadtest/run.sh steady
+	loadtest/run.sh burst
+
+docker:
+	docker build -t netwatch-server .

@@ -1,0 +1,169 @@
+//! The program as it is started: settings, errors, health.
+
+mod common;
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::TcpListener;
+use std::process::Command;
+
+use common::{Server, command};
+use netwatch_server::config::SETTINGS;
+
+/// Runs to the end; returns the exit code, standard output and standard error.
+fn run(command: &mut Command) -> (i32, String, String) {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_value_that_can_not_be_used_stops_the_start_with_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, value, takes) in [
+        ("PORT", "8o80", "a port"),
+        ("PORT", "65536", "a port"),
+        ("HOST", "localhost:1", "an IP address"),
+        ("DEBUG", "maybe", "true or false"),
+        ("LOG_FORMAT", "xml", "text or json"),
+        ("BATCH_BYTES", "10 elephants", "a size"),
+        ("FLUSH_INTERVAL", "60", "a duration"),
+        ("FLUSH_INTERVAL", "-1s", "more than zero"),
+        ("BODY_TIMEOUT", "0s", "more than zero"),
+        ("ZSTD_LEVEL", "23", "1 to 22"),
+        ("ZSTD_LEVEL", "0", "1 to 22"),
+        ("WORKERS", "0", "1 to 1024"),
+        ("MAX_CONNECTIONS", "0", "1 or more"),
+        ("BATCH_BYTES", "1MiB", "more than MAX_BODY_BYTES, which is 1.0 MiB"),
+        ("BUFFER_BYTES", "19MiB", "at least twice BATCH_BYTES, which is 10.0 MiB"),
+        ("INFLIGHT_BYTES", "1KB", "at least MAX_BODY_BYTES, which is 1.0 MiB"),
+        ("MAX_BODY_BYTES", "1", "at least 2 bytes"),
+    ] {
+        let (code, _, error) = run(command(dir.path()).env(name, value));
+        assert_eq!(code, 1, "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(error.starts_with(&format!("netwatch-server: {name} is {value:?}: it takes ")), "{error}");
+        assert!(error.contains(takes), "{error}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn a_port_in_use_stops_the_start_with_one_line() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let (code, _, error) = run(command(dir.path()).env("HOST", "127.0.0.1").env("PORT", &port));
+    assert_eq!(code, 1);
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.contains(&port) && error.contains("in use"), "{error}");
+}
+
+#[test]
+fn a_data_directory_that_can_not_be_written_stops_the_start_with_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    // /proc takes no directories, not even from root.
+    for data_dir in ["file/reports", "/proc/reports"] {
+        let (code, _, error) = run(command(dir.path()).env("PORT", "0").env("DATA_DIR", data_dir));
+        assert_eq!(code, 1);
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(error.contains(data_dir), "{error}");
+    }
+}
+
+#[test]
+fn settings_come_from_a_file_too_and_the_environment_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(".env"), "# ours\nPORT=1\nexport ZSTD_LEVEL='99'\nUNKNOWN=x\n").unwrap();
+    fs::write(dir.path().join("other"), "FLUSH_INTERVAL=soon\n").unwrap();
+    let (_, _, error) = run(command(dir.path()).env("PORT", "x"));
+    assert!(error.contains("PORT is \"x\""), "{error}");
+    let (_, _, error) = run(command(dir.path()).env("ZSTD_LEVEL", "88"));
+    assert!(error.contains("ZSTD_LEVEL is \"88\""), "{error}");
+    let (_, _, error) = run(&mut command(dir.path()));
+    assert!(error.contains("ZSTD_LEVEL is \"99\""), "{error}");
+    let (_, _, error) = run(command(dir.path()).env("CONFIG_FILE", "other"));
+    assert!(error.contains("FLUSH_INTERVAL is \"soon\""), "{error}");
+    let (code, _, error) = run(command(dir.path()).env("CONFIG_FILE", "none"));
+    assert_eq!((code, error.lines().count()), (1, 1), "{error}");
+    assert!(error.contains("none"), "{error}");
+    fs::write(dir.path().join("broken"), "PORT\n").unwrap();
+    let (code, _, error) = run(command(dir.path()).env("CONFIG_FILE", "broken"));
+    assert_eq!((code, error.lines().count()), (1, 1), "{error}");
+}
+
+#[test]
+fn an_empty_value_stands_for_the_default() {
+    let server = Server::start(&[("ZSTD_LEVEL", ""), ("BATCH_BYTES", " ")]);
+    let starting = server.wait_for_log("starting", |_| true);
+    let settings = starting["fields"]["settings"].as_str().unwrap();
+    for setting in SETTINGS {
+        assert!(settings.contains(&format!("{}=", setting.name)), "{settings}");
+    }
+    assert!(settings.contains("ZSTD_LEVEL=1 ") && settings.contains("BATCH_BYTES=10MiB "), "{settings}");
+}
+
+#[test]
+fn help_and_the_readme_list_every_setting_with_its_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, help, _) = run(command(dir.path()).arg("--help"));
+    assert_eq!(code, 0);
+    let readme = include_str!("../README.md");
+    for setting in SETTINGS {
+        assert!(help.contains(&format!("{}={}\n", setting.name, setting.default)), "{help}");
+        let row = format!("| `{}` | `{}` | {} |", setting.name, setting.default, setting.help);
+        assert!(readme.contains(&row), "the README lacks: {row}");
+    }
+    let known: HashSet<_> = SETTINGS.iter().map(|setting| setting.name).chain(["CONFIG_FILE"]).collect();
+    let rows = readme.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    for name in rows.filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_')) {
+        assert!(known.contains(name), "the README has {name}, which can't be set");
+    }
+}
+
+#[test]
+fn the_version_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, version, _) = run(command(dir.path()).arg("--version"));
+    assert_eq!((code, version.trim()), (0, concat!("netwatch-server ", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn health_is_json_with_status_version_and_uptime() {
+    let server = Server::start(&[]);
+    for path in ["/livez", "/readyz", "/.well-known/healthcheck.json", "/.well-known/healthcheck"] {
+        let answer = server.get(path);
+        assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "application/json"), "{path}");
+        let health = answer.json();
+        assert_eq!(health["status"], "ok");
+        assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
+        assert!(health["uptime"].is_u64());
+    }
+}
+
+#[test]
+fn the_healthcheck_command_tells_by_its_exit_code() {
+    let server = Server::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let port = server.address.port().to_string();
+    let check = |host: &str| run(command(dir.path()).arg("healthcheck").env("HOST", host).env("PORT", &port));
+    assert_eq!(check("127.0.0.1"), (0, String::new(), String::new()));
+    assert_eq!(check("::"), (0, String::new(), String::new()));
+    assert!(server.stop().is_empty());
+    let (code, _, error) = check("127.0.0.1");
+    assert_eq!((code, error.lines().count()), (1, 1), "{error}");
+    assert!(error.contains("/livez"), "{error}");
+}
+
+#[test]
+fn the_default_host_takes_ipv4_and_ipv6() {
+    let server = Server::start(&[("HOST", "::")]);
+    for host in ["127.0.0.1", "::1"] {
+        let address = std::net::SocketAddr::new(host.parse().unwrap(), server.address.port());
+        if host == "::1" && TcpListener::bind("[::1]:0").is_err() {
+            continue; // a machine without IPv6
+        }
+        std::net::TcpStream::connect(address).unwrap();
+    }
+}

@@ -1,0 +1,292 @@
+//! A real server for each test: its own process, port and data directory, and a client that sees every byte.
+
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take that is bound to happen. Only a failing test waits as long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program under test, without any setting from outside.
+pub(crate) fn command(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netwatch-server"));
+    command.env_clear().current_dir(dir).stdin(Stdio::null());
+    command
+}
+
+pub(crate) struct Server {
+    child: Child,
+    log: Arc<Log>,
+    pub(crate) address: SocketAddr,
+    pub(crate) data_dir: PathBuf,
+    _dir: Option<TempDir>,
+}
+
+impl Server {
+    /// Starts a server with these settings and waits until it listens.
+    pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("data/reports");
+        let mut server = Self::start_in(&data_dir, settings);
+        server._dir = Some(dir);
+        server
+    }
+
+    /// The same with a data directory that may be shared.
+    pub(crate) fn start_in(data_dir: &Path, settings: &[(&str, &str)]) -> Self {
+        let mut child = command(&std::env::temp_dir())
+            .env("CONFIG_FILE", "/dev/null")
+            .env("HOST", "127.0.0.1")
+            .env("PORT", "0")
+            .env("LOG_FORMAT", "json")
+            .env("DATA_DIR", data_dir)
+            .envs(settings.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Log::follow(child.stderr.take().unwrap());
+        let listening = log.wait("listening", |_| true);
+        let address = listening["fields"]["address"].as_str().unwrap().parse().unwrap();
+        Self { child, log, address, data_dir: data_dir.to_owned(), _dir: None }
+    }
+
+    pub(crate) fn connect(&self) -> Client {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Client { stream: BufReader::new(stream) }
+    }
+
+    /// Posts one body over a connection of its own.
+    pub(crate) fn post(&self, body: impl AsRef<[u8]>) -> Answer {
+        self.connect().post(body)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.connect().ask(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n"), b"")
+    }
+
+    /// Waits for a log line with this message that `wanted` accepts.
+    pub(crate) fn wait_for_log(&self, message: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.log.wait(message, wanted)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        wait_until("the server ends", || self.child.try_wait().unwrap())
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Stops in good order, and returns all lines of all files.
+    pub(crate) fn stop(mut self) -> Vec<String> {
+        self.signal(Signal::TERM);
+        let status = self.wait();
+        assert_eq!(status.code(), Some(0), "{}", self.log.text());
+        self.stored()
+    }
+
+    /// All lines of the files that are there now.
+    pub(crate) fn stored(&self) -> Vec<String> {
+        stored(&self.data_dir)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.is_running() {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+        }
+        if thread::panicking() {
+            eprintln!("log of the server:\n{}", self.log.text());
+        }
+    }
+}
+
+/// Report files in a directory, in the order of their names; anything else there fails the test.
+pub(crate) fn report_files(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    for file in &files {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with("reports-") && name.ends_with(".jsonl.zst"), "{name}");
+    }
+    files
+}
+
+/// All lines of all report files in a directory.
+pub(crate) fn stored(dir: &Path) -> Vec<String> {
+    let text = |file: &PathBuf| String::from_utf8(zstd::decode_all(fs::File::open(file).unwrap()).unwrap()).unwrap();
+    let texts: Vec<_> = report_files(dir).iter().map(text).collect();
+    assert!(texts.iter().all(|text| text.ends_with('\n')), "whole lines");
+    texts.iter().flat_map(|text| text.lines()).map(str::to_owned).collect()
+}
+
+/// Asks again and again until there is a value, with a bound that only a failing test meets.
+pub(crate) fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = ask() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited too long until {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// One connection.
+pub(crate) struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.get_mut().write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// A second handle, to send while another thread waits for the answer.
+    pub(crate) fn writer(&self) -> TcpStream {
+        self.stream.get_ref().try_clone().unwrap()
+    }
+
+    pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.get_mut().write_all(bytes.as_ref())
+    }
+
+    pub(crate) fn post(&mut self, body: impl AsRef<[u8]>) -> Answer {
+        self.send(request(body.as_ref()));
+        self.answer()
+    }
+
+    pub(crate) fn ask(&mut self, head: &str, body: &[u8]) -> Answer {
+        self.send([head.as_bytes(), body].concat());
+        self.answer()
+    }
+
+    pub(crate) fn answer(&mut self) -> Answer {
+        self.try_answer().unwrap()
+    }
+
+    /// Reads one answer: `UnexpectedEof` when the connection is closed instead.
+    pub(crate) fn try_answer(&mut self) -> io::Result<Answer> {
+        let mut line = || {
+            let mut line = String::new();
+            match self.stream.read_line(&mut line)? {
+                0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                _ => Ok(line.trim_end().to_owned()),
+            }
+        };
+        let status = line()?.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut headers = HashMap::new();
+        loop {
+            let line = line()?;
+            let Some((name, value)) = line.split_once(':') else { break };
+            headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+        }
+        let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        Ok(Answer { status, headers, body: String::from_utf8(body).unwrap() })
+    }
+
+    /// Waits until the server closes the connection; what it sends before that is an error.
+    pub(crate) fn assert_closed(&mut self) {
+        match self.stream.read(&mut [0]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            other => panic!("not closed: {other:?}"),
+        }
+    }
+}
+
+pub(crate) fn request(body: &[u8]) -> Vec<u8> {
+    let head = format!("POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    pub(crate) fn assert_ok(&self) {
+        assert_eq!((self.status, self.body.as_str()), (200, r#"{"status":"ok","accepted":1}"#));
+    }
+
+    /// Checks that this is a refusal as RFC 9457 has it, and returns its detail.
+    pub(crate) fn assert_problem(&self, status: u16, name: &str) -> String {
+        assert_eq!(self.status, status, "{}", self.body);
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        let problem = self.json();
+        assert_eq!(problem["status"], status);
+        assert_eq!(problem["type"], format!("tag:netwatch-server,2026:{name}"));
+        assert!(!problem["title"].as_str().unwrap().is_empty());
+        problem["detail"].as_str().unwrap().to_owned()
+    }
+}
+
+/// The lines that a server logs, as they come.
+struct Log {
+    lines: Mutex<(Vec<String>, bool)>,
+    changed: Condvar,
+}
+
+impl Log {
+    fn follow(from: impl Read + Send + 'static) -> Arc<Self> {
+        let log = Arc::new(Self { lines: Mutex::default(), changed: Condvar::new() });
+        let writer = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                writer.lines.lock().unwrap().0.push(line);
+                writer.changed.notify_all();
+            }
+            writer.lines.lock().unwrap().1 = true;
+            writer.changed.notify_all();
+        });
+        log
+    }
+
+    fn wait(&self, message: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.lines.lock().unwrap();
+        loop {
+            let mut parsed = lines.0.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            if let Some(found) = parsed.find(|line| line["fields"]["message"] == message && wanted(line)) {
+                return found;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!lines.1 && !left.is_zero(), "no log line {message:?} in:\n{}", lines.0.join("\n"));
+            lines = self.changed.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    fn text(&self) -> String {
+        self.lines.lock().unwrap().0.join("\n")
+    }
+}

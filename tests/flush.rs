@@ -1,0 +1,90 @@
+//! When files come to be, and how many.
+
+mod common;
+
+use std::collections::HashSet;
+use std::thread;
+
+use common::{Server, report_files, stored, wait_until};
+
+#[test]
+fn a_batch_is_flushed_when_its_first_report_is_old_enough() {
+    let server = Server::start(&[("FLUSH_INTERVAL", "50ms")]);
+    server.post("{\"n\":1}").assert_ok();
+    let published = server.wait_for_log("published", |_| true);
+    assert_eq!(server.stored(), ["{\"n\":1}"]);
+    assert_eq!(published["fields"]["reports"], 1);
+    assert_eq!(published["fields"]["bytes_in"], 8);
+    let file = report_files(&server.data_dir).pop().unwrap();
+    assert_eq!(published["fields"]["file"], file.file_name().unwrap().to_str().unwrap());
+    assert_eq!(published["fields"]["bytes_out"], file.metadata().unwrap().len());
+    assert!(published["fields"]["ms"].is_u64());
+    // And again: the next batch has a first report of its own.
+    server.post("{\"n\":2}").assert_ok();
+    wait_until("there are two files", || (report_files(&server.data_dir).len() == 2).then_some(()));
+    assert_eq!(server.stop(), ["{\"n\":1}", "{\"n\":2}"]);
+}
+
+#[test]
+fn a_batch_is_flushed_when_it_is_full() {
+    let server = Server::start(&[
+        ("FLUSH_INTERVAL", "1h"),
+        ("MAX_BODY_BYTES", "1KiB"),
+        ("BATCH_BYTES", "4KiB"),
+        ("WORKERS", "2"),
+    ]);
+    let report = format!("{{\"pad\":\"{}\"}}", "x".repeat(1000));
+    let mut client = server.connect();
+    (0..5).for_each(|_| client.post(&report).assert_ok());
+    let published = server.wait_for_log("published", |_| true);
+    assert!(published["fields"]["reports"].as_u64().unwrap() >= 4, "both segments were filled: {published}");
+    assert_eq!(server.stop().len(), 5);
+}
+
+#[test]
+fn a_quiet_server_with_many_workers_writes_one_file() {
+    let server = Server::start(&[("WORKERS", "8")]);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| server.post("{}").assert_ok());
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let files = dir.path().join("files");
+    std::os::unix::fs::symlink(&server.data_dir, &files).unwrap();
+    server.signal(rustix::process::Signal::TERM);
+    let mut server = server;
+    assert!(server.wait().success());
+    assert_eq!(report_files(&files).len(), 1);
+    assert_eq!(stored(&files).len(), 16);
+}
+
+#[test]
+fn a_server_without_reports_writes_no_file() {
+    let server = Server::start(&[("FLUSH_INTERVAL", "1ms")]);
+    server.post("[]").assert_problem(400, "not-an-object");
+    assert!(server.stop().is_empty());
+}
+
+#[test]
+fn the_files_of_two_servers_on_one_directory_never_collide() {
+    const REPORTS: usize = 500;
+    let dir = tempfile::tempdir().unwrap();
+    let settings = [("MAX_BODY_BYTES", "100"), ("BATCH_BYTES", "300"), ("BUFFER_BYTES", "64KiB")];
+    let servers = [0, 1].map(|_| Server::start_in(dir.path(), &settings));
+    thread::scope(|scope| {
+        for (n, server) in servers.iter().enumerate() {
+            scope.spawn(move || {
+                let mut client = server.connect();
+                (0..REPORTS).for_each(|report| client.post(format!("{{\"server\":{n},\"n\":{report}}}")).assert_ok());
+            });
+        }
+    });
+    for mut server in servers {
+        server.signal(rustix::process::Signal::TERM);
+        assert!(server.wait().success());
+    }
+    let stored = stored(dir.path());
+    assert_eq!(stored.len(), 2 * REPORTS);
+    assert_eq!(stored.into_iter().collect::<HashSet<_>>().len(), 2 * REPORTS);
+}

@@ -1,0 +1,116 @@
+//! A report that was acknowledged is in the files, once and as it was sent.
+
+mod common;
+
+use std::collections::HashSet;
+use std::thread;
+
+use common::Server;
+
+#[test]
+fn a_report_comes_back_from_the_file_byte_for_byte() {
+    let server = Server::start(&[]);
+    let report = r#"{ "clientId" : "a","n":[1e999,-0.0,12345678901234567890123],"s":"\u0000\ud800 é 💡","a":1,"a":2}"#;
+    let answer = server.post(report);
+    answer.assert_ok();
+    assert_eq!(answer.headers["content-type"], "application/json");
+    assert_eq!(server.stop(), [report]);
+}
+
+#[test]
+fn a_pretty_printed_report_becomes_one_line() {
+    let server = Server::start(&[]);
+    server.post("\n{\r\n  \"a\": [\n1]\n}\n").assert_ok();
+    assert_eq!(server.stop(), ["{    \"a\": [ 1] }"]);
+}
+
+#[test]
+fn the_content_type_does_not_matter() {
+    let server = Server::start(&[]);
+    for content_type in ["", "content-type: text/plain;charset=UTF-8\r\n", "content-type: application/json\r\n"] {
+        let head = format!("POST /api/v1/reports?x=1 HTTP/1.1\r\nhost: test\r\n{content_type}content-length: 2\r\n\r\n");
+        server.connect().ask(&head, b"{}").assert_ok();
+    }
+    assert_eq!(server.stop(), ["{}"; 3]);
+}
+
+#[test]
+fn a_chunked_body_needs_no_length() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    client.send("POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n");
+    client.send("5\r\n{\"a\":\r\n2\r\n1}\r\n");
+    client.send("0\r\ntrailer: ignored\r\n\r\n");
+    client.answer().assert_ok();
+    client.post("{\"a\":2}").assert_ok();
+    assert_eq!(server.stop(), ["{\"a\":1}", "{\"a\":2}"]);
+}
+
+#[test]
+fn a_body_that_trickles_in_is_taken() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    let report = format!("{{\"pad\":\"{}\"}}", "x".repeat(300));
+    for byte in common::request(report.as_bytes()) {
+        client.send([byte]);
+    }
+    client.answer().assert_ok();
+    assert_eq!(server.stop(), [report]);
+}
+
+#[test]
+fn a_body_may_be_as_long_as_the_limit_and_no_longer() {
+    let server = Server::start(&[]);
+    let longest = format!("{{\"pad\":\"{}\"}}", "x".repeat(1024 * 1024 - 10));
+    assert_eq!(longest.len(), 1024 * 1024);
+    server.post(&longest).assert_ok();
+    server.post(format!("{longest} ")).assert_problem(413, "too-large");
+    assert_eq!(server.stop(), [longest]);
+}
+
+#[test]
+fn a_client_that_waits_for_100_continue_gets_it() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    let head = "POST /api/v1/reports HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n";
+    assert_eq!(client.ask(head, b"").status, 100);
+    client.send("{}");
+    client.answer().assert_ok();
+}
+
+#[test]
+fn pipelined_requests_are_all_answered() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    let requests: Vec<_> = (0..50).map(|n| common::request(format!("{{\"n\":{n}}}").as_bytes())).collect();
+    client.send(requests.concat());
+    for _ in 0..50 {
+        client.answer().assert_ok();
+    }
+    assert_eq!(server.stop().len(), 50);
+}
+
+#[test]
+fn ten_thousand_reports_from_many_connections_all_come_back() {
+    const CONNECTIONS: usize = 50;
+    const REPORTS: usize = 200;
+    let server = Server::start(&[
+        ("WORKERS", "4"),
+        ("BATCH_BYTES", "256KiB"),
+        ("MAX_BODY_BYTES", "8KiB"),
+        ("BUFFER_BYTES", "1MiB"),
+    ]);
+    let report = |connection: usize, n: usize| {
+        format!("{{\"connection\":{connection},\"n\":{n},\"pad\":\"{}\"}}", "x".repeat((connection * n) % 700))
+    };
+    thread::scope(|scope| {
+        for connection in 0..CONNECTIONS {
+            let mut client = server.connect();
+            scope.spawn(move || (0..REPORTS).for_each(|n| client.post(report(connection, n)).assert_ok()));
+        }
+    });
+    let stored = server.stop();
+    assert_eq!(stored.len(), CONNECTIONS * REPORTS);
+    let sent: HashSet<_> = (0..CONNECTIONS).flat_map(|c| (0..REPORTS).map(move |n| report(c, n))).collect();
+    assert_eq!(stored.into_iter().collect::<HashSet<_>>(), sent);
+}

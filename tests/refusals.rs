@@ -1,0 +1,154 @@
+//! What can't be kept is refused, with what to change, and leaves nothing behind.
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::sync::mpsc;
+use std::thread;
+
+use common::{Server, wait_until};
+
+#[test]
+fn what_is_no_report_is_a_400_with_the_position_of_the_fault() {
+    let server = Server::start(&[]);
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(128), "]".repeat(128));
+    for (body, name, detail) in [
+        (&b""[..], "empty", "send one JSON object"),
+        (b" \n", "empty", "send one JSON object"),
+        (b"{\"a\":\n\"\xff\"}", "not-utf8", "line 2 column 2"),
+        (b"hello", "not-json", "expected value at line 1 column 1"),
+        (b"{\"a\":1", "not-json", "line 1 column 6"),
+        (b"{\"a\":1}\n{\"a\":2}", "not-json", "line 2 column 1"),
+        (b"{\"a\":01}", "not-json", "line 1 column 7"),
+        (b"[{\"a\":1}]", "not-an-object", "an array, not an object, at line 1 column 1"),
+        (b"\"text\"", "not-an-object", "a string"),
+        (deep.as_bytes(), "too-deep", "line 1 column 133"),
+    ] {
+        let found = server.post(body).assert_problem(400, name);
+        assert!(found.contains(detail), "{found}");
+    }
+    assert!(server.stop().is_empty());
+}
+
+#[test]
+fn a_refusal_does_not_cost_the_connection() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    client.post("[]").assert_problem(400, "not-an-object");
+    client.post("{}").assert_ok();
+    assert_eq!(server.stop(), ["{}"]);
+}
+
+#[test]
+fn a_body_over_the_limit_is_a_413_whether_announced_or_not() {
+    let server = Server::start(&[("MAX_BODY_BYTES", "100")]);
+    let announced = "POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ncontent-length: 101\r\n\r\n";
+    let detail = server.connect().ask(announced, b"").assert_problem(413, "too-large");
+    assert!(detail.contains("100 bytes") && detail.contains("MAX_BODY_BYTES"), "{detail}");
+
+    let mut client = server.connect();
+    client.send("POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n");
+    client.send(format!("40\r\n{}\r\n40\r\n{}\r\n", "x".repeat(64), "x".repeat(64)));
+    client.answer().assert_problem(413, "too-large");
+    assert!(server.stop().is_empty());
+}
+
+#[test]
+fn a_client_that_sends_far_too_much_still_reads_the_answer() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    client.send(format!("POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n", 2 << 20));
+    client.send(vec![b' '; 2 << 20]);
+    client.answer().assert_problem(413, "too-large");
+    client.post("{}").assert_ok();
+}
+
+#[test]
+fn other_methods_are_a_405_that_says_which_to_use() {
+    let server = Server::start(&[]);
+    for (method, path, allow) in [
+        ("GET", "/api/v1/reports", "POST"),
+        ("PUT", "/api/v1/reports", "POST"),
+        ("DELETE", "/livez", "GET, HEAD"),
+    ] {
+        let answer = server.connect().ask(&format!("{method} {path} HTTP/1.1\r\nhost: test\r\n\r\n"), b"");
+        answer.assert_problem(405, "method-not-allowed");
+        assert_eq!(answer.headers["allow"], allow);
+    }
+}
+
+#[test]
+fn other_paths_are_a_404() {
+    let server = Server::start(&[]);
+    for path in ["/", "/api/v1/report", "/api/v1/reports/", "/.well-known/"] {
+        let detail = server.get(path).assert_problem(404, "not-found");
+        assert!(detail.contains("/api/v1/reports"), "{detail}");
+    }
+}
+
+#[test]
+fn a_full_buffer_is_a_503_and_what_was_acknowledged_is_kept_until_the_disk_is_back() {
+    let server = Server::start(&[
+        ("MAX_BODY_BYTES", "1KiB"),
+        ("BATCH_BYTES", "2KiB"),
+        ("BUFFER_BYTES", "6KiB"),
+        ("WORKERS", "1"),
+    ]);
+    assert_eq!(server.get("/readyz").status, 200);
+    fs::remove_dir(&server.data_dir).unwrap();
+
+    let report = |n: usize| format!("{{\"n\":{n},\"pad\":\"{}\"}}", "x".repeat(900));
+    let mut client = server.connect();
+    let mut accepted = 0;
+    let refused = loop {
+        let answer = client.post(report(accepted));
+        if answer.status != 200 {
+            break answer;
+        }
+        accepted += 1;
+    };
+    refused.assert_problem(503, "buffer-full");
+    assert!(refused.headers["retry-after"].parse::<u32>().unwrap() > 0);
+    assert_eq!(accepted, 6, "two reports in each of three batches");
+    server.wait_for_log("can't publish; the batch is kept", |line| line["level"] == "ERROR");
+    let ready = server.get("/readyz");
+    assert_eq!(ready.status, 503);
+    assert!(ready.json()["reason"].as_str().unwrap().contains("full"), "{}", ready.body);
+    assert_eq!(server.get("/livez").status, 200);
+
+    fs::create_dir(&server.data_dir).unwrap();
+    wait_until("there is room again", || (server.get("/readyz").status == 200).then_some(()));
+    client.post(report(accepted)).assert_ok();
+    let mut stored = server.stop();
+    stored.sort();
+    assert_eq!(stored, (0..=accepted).map(report).collect::<Vec<_>>());
+}
+
+#[test]
+fn bodies_in_flight_are_bounded_together() {
+    let server = Server::start(&[("INFLIGHT_BYTES", "1MiB")]);
+    let report = format!("{{\"pad\":\"{}\"}}", "x".repeat(1_000_000));
+    let request = common::request(report.as_bytes());
+    let (first_part, rest) = request.split_at(700_000);
+    let (answered, answers) = mpsc::channel();
+    // Both stay unfinished, and together they are too much: one has to go.
+    let writers = [0, 1].map(|_| {
+        let mut client = server.connect();
+        let writer = client.writer();
+        client.send(first_part);
+        let answered = answered.clone();
+        thread::spawn(move || answered.send(client.answer()).unwrap());
+        writer
+    });
+    let refused = answers.recv().unwrap();
+    refused.assert_problem(503, "too-many-in-flight");
+    assert!(refused.headers.contains_key("retry-after"));
+    for mut writer in writers {
+        writer.write_all(rest).unwrap();
+    }
+    let mut accepted = usize::from(answers.recv().unwrap().status == 200);
+    server.post(&report).assert_ok();
+    accepted += 1;
+    assert_eq!(server.stop(), vec![report; accepted]);
+}

@@ -1,0 +1,123 @@
+//! A stop loses nothing that was acknowledged, and takes no longer than it was told to.
+
+mod common;
+
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::thread;
+
+use common::{Server, wait_until};
+use rustix::process::Signal;
+
+const HALF_A_REQUEST: &str = "POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ncontent-length: 7\r\n\r\n{\"a\"";
+
+#[test]
+fn sigterm_and_sigint_during_load_keep_every_acknowledged_report() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut server = Server::start(&[
+            ("MAX_BODY_BYTES", "1KiB"),
+            ("BATCH_BYTES", "16KiB"),
+            ("BUFFER_BYTES", "256KiB"),
+            ("WORKERS", "4"),
+        ]);
+        let clients: Vec<_> = (0..16)
+            .map(|connection| {
+                let mut client = server.connect();
+                thread::spawn(move || {
+                    let mut acknowledged = Vec::new();
+                    for n in 0.. {
+                        let report = format!("{{\"connection\":{connection},\"n\":{n}}}");
+                        if client.try_send(common::request(report.as_bytes())).is_err() {
+                            break;
+                        }
+                        match client.try_answer() {
+                            Ok(answer) if answer.status == 200 => acknowledged.push(report),
+                            Ok(answer) => panic!("{answer:?}"),
+                            Err(error) => {
+                                assert!(matches!(
+                                    error.kind(),
+                                    ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+                                ));
+                                break;
+                            }
+                        }
+                    }
+                    acknowledged
+                })
+            })
+            .collect();
+        server.wait_for_log("published", |_| true);
+        server.signal(signal);
+        let acknowledged: Vec<_> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        assert!(server.wait().success());
+        let stored = server.stored();
+        let unique: HashSet<_> = stored.iter().collect();
+        assert_eq!(unique.len(), stored.len(), "none twice");
+        assert!(acknowledged.len() > 100);
+        assert!(acknowledged.iter().all(|report| unique.contains(report)));
+    }
+}
+
+#[test]
+fn a_request_in_flight_is_finished_and_idle_connections_are_closed() {
+    let server = Server::start(&[]);
+    let mut idle = server.connect();
+    idle.post("{}").assert_ok();
+    let mut fresh = server.connect();
+    let mut busy = server.connect();
+    busy.send(HALF_A_REQUEST);
+    // A later request on another connection has been answered, so the half of the first has been read as well or is
+    // in the socket's buffer; either way it was there before the stop.
+    server.post("{}").assert_ok();
+    server.signal(Signal::TERM);
+    idle.assert_closed();
+    fresh.assert_closed();
+    wait_until("the port is closed", || TcpStream::connect(server.address).is_err().then_some(()));
+    busy.send(":1}");
+    let answer = busy.answer();
+    answer.assert_ok();
+    assert_eq!(answer.headers["connection"], "close");
+    let mut server = server;
+    assert!(server.wait().success());
+    let mut stored = server.stored();
+    stored.sort();
+    assert_eq!(stored, ["{\"a\":1}", "{}", "{}"]);
+}
+
+#[test]
+fn a_request_that_does_not_end_holds_up_a_stop_for_the_shutdown_timeout_only() {
+    let server = Server::start(&[("SHUTDOWN_TIMEOUT", "100ms"), ("BODY_TIMEOUT", "1h")]);
+    server.post("{}").assert_ok();
+    let mut stuck = server.connect();
+    stuck.ask("GET /livez HTTP/1.1\r\nhost: test\r\n\r\n", b"");
+    stuck.send(HALF_A_REQUEST);
+    assert_eq!(server.stop(), ["{}"]);
+    stuck.assert_closed();
+}
+
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    let mut server = Server::start(&[("SHUTDOWN_TIMEOUT", "1h"), ("BODY_TIMEOUT", "1h")]);
+    let mut stuck = server.connect();
+    stuck.send(HALF_A_REQUEST);
+    server.post("{}").assert_ok();
+    server.signal(Signal::TERM);
+    server.wait_for_log("stopping", |_| true);
+    assert!(server.is_running());
+    server.signal(Signal::INT);
+    assert_eq!(server.wait().code(), Some(1));
+}
+
+#[test]
+fn a_stop_waits_for_a_disk_that_comes_back() {
+    let mut server = Server::start(&[]);
+    server.post("{}").assert_ok();
+    std::fs::remove_dir(&server.data_dir).unwrap();
+    server.signal(Signal::TERM);
+    server.wait_for_log("can't publish; the batch is kept", |_| true);
+    assert!(server.is_running());
+    std::fs::create_dir(&server.data_dir).unwrap();
+    assert!(server.wait().success());
+    assert_eq!(server.stored(), ["{}"]);
+}
