@@ -28,7 +28,8 @@ fn a_pretty_printed_report_becomes_one_line() {
 fn the_content_type_does_not_matter() {
     let server = Server::start(&[]);
     for content_type in ["", "content-type: text/plain;charset=UTF-8\r\n", "content-type: application/json\r\n"] {
-        let head = format!("POST /api/v1/reports?x=1 HTTP/1.1\r\nhost: test\r\n{content_type}content-length: 2\r\n\r\n");
+        let head =
+            format!("POST /api/v1/reports?x=1 HTTP/1.1\r\nhost: test\r\n{content_type}content-length: 2\r\n\r\n");
         server.connect().ask(&head, b"{}").assert_ok();
     }
     assert_eq!(server.stop(), ["{}"; 3]);

@@ -67,11 +67,9 @@ fn a_client_that_sends_far_too_much_still_reads_the_answer() {
 #[test]
 fn other_methods_are_a_405_that_says_which_to_use() {
     let server = Server::start(&[]);
-    for (method, path, allow) in [
-        ("GET", "/api/v1/reports", "POST"),
-        ("PUT", "/api/v1/reports", "POST"),
-        ("DELETE", "/livez", "GET, HEAD"),
-    ] {
+    for (method, path, allow) in
+        [("GET", "/api/v1/reports", "POST"), ("PUT", "/api/v1/reports", "POST"), ("DELETE", "/livez", "GET, HEAD")]
+    {
         let answer = server.connect().ask(&format!("{method} {path} HTTP/1.1\r\nhost: test\r\n\r\n"), b"");
         answer.assert_problem(405, "method-not-allowed");
         assert_eq!(answer.headers["allow"], allow);

@@ -9,8 +9,8 @@ mod batch;
 mod cursor;
 mod segment;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
 

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "several threads write to one piece of memory; the cursor keeps them apart")]
 
 use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cursor::{Cursor, Passed};
@@ -15,7 +16,7 @@ pub(super) struct Segment {
     /// append takes anyway.
     first_ns: AtomicU64,
     last_ns: AtomicU64,
-    bytes: Box<[UnsafeCell<u8>]>,
+    bytes: Box<[UnsafeCell<MaybeUninit<u8>>]>,
 }
 
 /// Nanoseconds on the buffer's monotonic clock; 0 stands for never.
@@ -26,11 +27,13 @@ pub(super) type Nanos = u64;
 unsafe impl Sync for Segment {}
 
 impl Segment {
-    /// An empty segment of `capacity` bytes. The pages come zeroed from the kernel, and only when first touched.
+    /// An empty segment of `capacity` bytes. They are not touched before a line is appended: until then, the kernel
+    /// need not find pages for them.
     pub(super) fn new(capacity: usize) -> Self {
-        let zeroed = Box::into_raw(vec![0_u8; capacity].into_boxed_slice());
-        // SAFETY: the pointer is the box's own, given back at once, and `UnsafeCell<u8>` has the layout of `u8`.
-        let bytes = unsafe { Box::from_raw(zeroed as *mut [UnsafeCell<u8>]) };
+        let bytes = Box::into_raw(Box::<[u8]>::new_uninit_slice(capacity));
+        // SAFETY: the pointer is the box's own, given back at once, and an `UnsafeCell` has the layout of what it
+        // holds.
+        let bytes = unsafe { Box::from_raw(bytes as *mut [UnsafeCell<MaybeUninit<u8>>]) };
         Self { cursor: Cursor::new(), first_ns: AtomicU64::new(0), last_ns: AtomicU64::new(0), bytes }
     }
 
@@ -50,7 +53,7 @@ impl Segment {
         // reader looks there before the commit below. `line` lies elsewhere: a reference to it could not exist beside
         // an uncommitted byte. The pointer is derived from the whole slice, so it is valid for all of the range.
         unsafe {
-            let to = UnsafeCell::raw_get(self.bytes.as_ptr().add(start));
+            let to = UnsafeCell::raw_get(self.bytes.as_ptr().add(start)).cast::<u8>();
             std::ptr::copy_nonoverlapping(line.as_ptr(), to, line.len());
             to.add(line.len()).write(b'\n');
         }
@@ -86,8 +89,8 @@ impl Segment {
     pub(super) fn lines(&self) -> Option<&[u8]> {
         let len = self.cursor.complete_len()?;
         debug_assert!(len <= self.capacity());
-        // SAFETY: the bytes below a complete length are committed (`Cursor::complete_len`), and committed bytes are
-        // never written again before `reset`, whose exclusive borrow this shared one rules out.
+        // SAFETY: the bytes below a complete length are committed (`Cursor::complete_len`), so they have been written;
+        // and they are never written again before `reset`, whose exclusive borrow this shared one rules out.
         Some(unsafe { std::slice::from_raw_parts(self.bytes.as_ptr().cast(), len) })
     }
 

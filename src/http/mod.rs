@@ -28,7 +28,7 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// The most that is read from one connection at once, in bytes. A longer body comes in several pieces, which are
 /// gathered in memory that counts against `INFLIGHT_BYTES`.
-const MAX_READ_BYTES: usize = 128 * 1024;
+const MAX_READ_BYTES: usize = 32 * 1024;
 
 /// What every connection shares.
 #[derive(Debug)]

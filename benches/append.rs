@@ -1,0 +1,81 @@
+//! Appends of 1.2 kB reports by 1 to N threads into one buffer, while another thread recycles what is full; beside a
+//! vector behind a mutex, which is what the buffer has to beat.
+
+mod common;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::Reports;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use netwatch_server::buffer::{Buffer, Refused, Shape};
+use netwatch_server::report::Report;
+
+const BATCH_BYTES: usize = 10 << 20;
+
+/// Runs `append` on `threads` at once, `iterations` times in all; returns how long that took.
+fn timed(threads: u64, iterations: u64, append: impl Fn() + Sync) -> Duration {
+    let started = Instant::now();
+    thread::scope(|scope| {
+        for index in 0..threads {
+            let append = &append;
+            let share = iterations / threads + u64::from(index < iterations % threads);
+            scope.spawn(move || (0..share).for_each(|_| append()));
+        }
+    });
+    started.elapsed()
+}
+
+fn append(criterion: &mut Criterion) {
+    let bytes = Reports::new(1).report(1_200);
+    let report = Report::check(&bytes).expect("a report is one");
+    let cores = thread::available_parallelism().map_or(1, usize::from) as u64;
+    let mut group = criterion.benchmark_group("append");
+    group.throughput(Throughput::Bytes(bytes.len() as u64));
+    for threads in [1, 2, 4, 8].into_iter().filter(|threads| *threads <= 2 * cores) {
+        let shards = threads.min(cores) as usize;
+        let buffer = Buffer::new(Shape { batches: 6, shards, segment_bytes: BATCH_BYTES / shards });
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    // Dropping it is all: what a flush costs is another benchmark.
+                    if buffer.next_sealed().is_none() {
+                        thread::sleep(Duration::from_micros(200));
+                    }
+                }
+            });
+            group.bench_with_input(BenchmarkId::new("buffer", threads), &threads, |bencher, threads| {
+                bencher.iter_custom(|iterations| {
+                    timed(*threads, iterations, || {
+                        while let Err(refused) = buffer.append(&report) {
+                            assert_eq!(refused, Refused::Full);
+                            thread::yield_now();
+                        }
+                    })
+                });
+            });
+            done.store(true, Ordering::Relaxed);
+        });
+
+        let vector = Mutex::new(Vec::with_capacity(BATCH_BYTES));
+        group.bench_with_input(BenchmarkId::new("mutex", threads), &threads, |bencher, threads| {
+            bencher.iter_custom(|iterations| {
+                timed(*threads, iterations, || {
+                    let mut vector = vector.lock().expect("nobody panics");
+                    if vector.len() + report.as_bytes().len() + 1 > BATCH_BYTES {
+                        vector.clear();
+                    }
+                    vector.extend_from_slice(report.as_bytes());
+                    vector.push(b'\n');
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, append);
+criterion_main!(benches);
