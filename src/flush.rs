@@ -12,9 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::buffer::{Batch, Buffer};
 use crate::store::{Compression, Name, Store};
 
-/// How much nicer than the request threads, which have 0. Enough to go first when a core is short; not so much that
-/// under full load the flush would fall behind for good: it needs about a sixth of the processor time then, and at 5
-/// it gets up to a quarter of a core that it shares.
+/// How much nicer than the request threads, which have 0. Enough to stand back when a core is short, and not so much
+/// that the flush would fall behind for good: at 5 it still gets a quarter of a core that it shares, and it needs about
+/// a sixth of what the requests need.
 const NICE: i32 = 5;
 
 /// Time between two tries to publish the same batch: doubled from the first to the last.
