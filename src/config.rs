@@ -34,9 +34,10 @@ const fn setting(name: &'static str, default: &'static str, takes: &'static str,
 }
 
 const SIZE: &str = "a size such as 64KiB or 10MiB";
-const DURATION: &str = "a duration such as 500ms, 60s or 5m, more than zero";
-const COUNT: &str = "a whole number, 1 or more";
+const DURATION: &str = "a duration such as 500ms, 60s or 5m, more than zero and up to a year";
+const COUNT: &str = "a whole number, 1 to 1000000";
 const AUTO_COUNT: &str = "a whole number, 1 to 1024, or auto: one for each core";
+const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 const LEVEL: &str = "a zstd level, 1 to 22";
 
 /// Every variable, in the order in which people meet them.
@@ -96,7 +97,7 @@ pub struct Config {
     pub inflight_bytes: usize,
     #[serde(deserialize_with = "auto_count")]
     pub workers: usize,
-    pub max_connections: NonZeroUsize,
+    pub max_connections: usize,
     #[serde(deserialize_with = "duration")]
     pub header_timeout: Duration,
     #[serde(deserialize_with = "duration")]
@@ -204,7 +205,8 @@ impl Config {
         let least_buffer = self.batch_bytes.saturating_mul(2);
         let rules = [
             ("ZSTD_LEVEL", (1..=22).contains(&self.zstd_level), LEVEL.to_owned()),
-            ("MAX_BODY_BYTES", self.max_body_bytes >= 2, "at least 2 bytes, for {}".to_owned()),
+            ("MAX_CONNECTIONS", (1..=1_000_000).contains(&self.max_connections), COUNT.to_owned()),
+            ("MAX_BODY_BYTES", self.max_body_bytes >= 2, "at least 2 bytes".to_owned()),
             (
                 "BATCH_BYTES",
                 self.batch_bytes >= least_batch,
@@ -227,10 +229,11 @@ impl Config {
         }
     }
 
-    /// How the buffer's memory is divided up: a segment for each worker, but none too small for the longest body.
+    /// How the buffer's memory is divided up: a segment for each worker, but each fit for two of the longest bodies, if
+    /// a batch is. So a batch is at least half full when a long report finds no room in any of its segments.
     #[must_use]
     pub fn shape(&self) -> Shape {
-        let shards = (self.batch_bytes / (self.max_body_bytes + 1)).min(self.workers);
+        let shards = (self.batch_bytes / (2 * (self.max_body_bytes + 1))).clamp(1, self.workers);
         Shape { batches: self.buffer_bytes / self.batch_bytes, shards, segment_bytes: self.batch_bytes / shards }
     }
 
@@ -277,8 +280,8 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     let text = String::deserialize(deserializer)?;
     let duration: jiff::SignedDuration = text.parse().map_err(D::Error::custom)?;
     match Duration::try_from(duration) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err(D::Error::custom("not more than zero")),
+        Ok(duration) if !duration.is_zero() && duration <= YEAR => Ok(duration),
+        _ => Err(D::Error::custom("out of range")),
     }
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::buffer::{Batch, Buffer};
 use crate::store::{Compression, Name, Store};
@@ -17,7 +17,7 @@ use crate::store::{Compression, Name, Store};
 /// a sixth of what the requests need.
 const NICE: i32 = 5;
 
-/// Time between two tries to publish the same batch: doubled from the first to the last.
+/// Pause between two tries of the same thing: doubled from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 
@@ -53,7 +53,10 @@ impl Flusher {
         while !self.buffer.is_drained() {
             let wait = match self.buffer.next_sealed() {
                 Some(batch) => {
-                    self.flush(&batch);
+                    // A panic is an error like any other here: it must not take the batch with it.
+                    while panic::catch_unwind(AssertUnwindSafe(|| self.flush(&batch))).is_err() {
+                        thread::sleep(RETRY_LAST);
+                    }
                     continue;
                 }
                 None => self.buffer.rotate_if_due(self.interval),
@@ -74,31 +77,28 @@ impl Flusher {
         let Some((first, last)) = self.buffer.times(batch) else { return };
         let reports: usize = lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum();
         let bytes_in: usize = lines.iter().map(|lines| lines.len()).sum();
-        let mut name = Name::new(first);
-        let mut retry = RETRY_FIRST;
-        loop {
-            let started = Instant::now();
-            match self.publish(&name, &lines, last) {
-                Ok(bytes_out) => {
-                    let ms = started.elapsed().as_millis() as u64;
-                    tracing::info!(file = %name, reports, bytes_in, bytes_out, ms, "published");
-                    return;
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => name = Name::new(first),
-                Err(error) => {
-                    let retry_ms = retry.as_millis() as u64;
-                    tracing::error!(file = %name, reports, %error, retry_ms, "can't publish; the batch is kept");
-                    // Not parked: a batch that is sealed meanwhile must not cut the wait short.
-                    thread::sleep(retry);
-                    retry = (2 * retry).min(RETRY_LAST);
-                }
-            }
-        }
+        let started = Instant::now();
+        let (name, bytes_out) = keep_trying("can't publish; the batch is kept", || {
+            // Another name for each try: the last one may be taken.
+            let name = Name::new(first);
+            self.store.publish(&name, &lines, last, self.compression).map(|bytes| (name, bytes))
+        });
+        keep_trying("can't sync the directory; the batch is kept", || self.store.sync());
+        let ms = started.elapsed().as_millis() as u64;
+        tracing::info!(file = %name, reports, bytes_in, bytes_out, ms, "published");
     }
+}
 
-    /// A panic is an error like any other here: it must not take the batch with it.
-    fn publish(&self, name: &Name, lines: &[&[u8]], last: SystemTime) -> io::Result<u64> {
-        panic::catch_unwind(AssertUnwindSafe(|| self.store.publish(name, lines, last, self.compression)))
-            .unwrap_or_else(|_| Err(io::Error::other("a panic while publishing")))
+/// Tries until it works, with growing pauses.
+fn keep_trying<T>(failed: &str, mut work: impl FnMut() -> io::Result<T>) -> T {
+    let mut retry = RETRY_FIRST;
+    loop {
+        match work() {
+            Ok(done) => return done,
+            Err(error) => tracing::error!(%error, retry_ms = retry.as_millis() as u64, "{failed}"),
+        }
+        // Not parked: a batch that is sealed meanwhile must not cut the pause short.
+        thread::sleep(retry);
+        retry = (2 * retry).min(RETRY_LAST);
     }
 }

@@ -23,15 +23,16 @@
 //!   file can't be written is kept and tried again, until the process ends.
 //! - A request that was answered with anything else left nothing behind.
 //! - A file has its final name only when it is complete and on disk, and is never changed or replaced after that.
-//! - Memory is bounded: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces, and one read
-//!   buffer for each of `MAX_CONNECTIONS`. When the batches are full, requests wait a moment and are then refused.
+//! - Memory is bounded: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces (and as much again
+//!   for those of them that are folded), and one read buffer for each of `MAX_CONNECTIONS`. When the batches are full, requests wait a moment and are then refused.
 //! - Lines of one thread keep their order within a batch, and batches theirs in the time that their names tell. A
 //!   client's requests may be answered by different threads, so that is no promise to clients.
 //!
 //! # What a 200 does not promise yet
 //!
 //! The report is in memory until its batch is flushed. An orderly stop (SIGTERM, SIGINT) flushes everything; a crash, a
-//! kill -9 or a power cut loses what came since the last flush, `FLUSH_INTERVAL` of reports at the most.
+//! kill -9 or a power cut loses what is not in a file yet: `FLUSH_INTERVAL` of reports, or up to `BUFFER_BYTES` of them
+//! while the disk is too slow or full.
 
 pub mod buffer;
 pub mod config;

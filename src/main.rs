@@ -89,7 +89,12 @@ fn healthcheck() -> Done {
 
 fn log_to_stderr(config: &Config) {
     let level = if config.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(level).with_target(false);
+    // Without a reader of standard error the log is lost, and nothing else: telling so there would panic.
+    let log = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_max_level(level)
+        .with_target(false)
+        .log_internal_errors(false);
     match config.log_format {
         LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().init(),

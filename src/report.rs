@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use serde::de::IgnoredAny;
 
-/// How deep arrays and objects may nest, the outermost one counted: as deep as serde_json, and most readers that
-/// limit it at all, will follow.
-pub const MAX_DEPTH: usize = 128;
+/// How deep arrays and objects may nest, the outermost one counted: as deep as serde_json will follow when it makes
+/// values of them.
+pub const MAX_DEPTH: usize = 127;
 
 /// One JSON object on one line, without its line break.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -287,6 +287,8 @@ mod tests {
     fn depth_is_bounded_and_brackets_within_strings_do_not_count() {
         let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
         assert!(Report::check(nested(MAX_DEPTH).as_bytes()).is_ok());
+        assert!(serde_json::from_str::<Value>(&nested(MAX_DEPTH)).is_ok());
+        assert!(serde_json::from_str::<Value>(&nested(MAX_DEPTH + 1)).is_err());
         assert_eq!(
             Report::check(nested(MAX_DEPTH + 1).as_bytes()),
             Err(Invalid::TooDeep(at(1, "{\"a\":".len() + MAX_DEPTH)))

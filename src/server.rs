@@ -111,7 +111,7 @@ struct Connections {
 
 impl Connections {
     fn new(config: &Config) -> Self {
-        let wanted = config.max_connections.get() as u64;
+        let wanted = config.max_connections as u64;
         let max = raise_file_limit(wanted + OTHER_FILES).saturating_sub(OTHER_FILES).clamp(1, wanted);
         if max < wanted {
             tracing::warn!(max, wanted, "fewer connections than MAX_CONNECTIONS: the limit of open files is too low");
@@ -122,14 +122,20 @@ impl Connections {
 
     /// Accepts for ever, as long as there are places. Beyond that, clients wait in the backlog.
     async fn accept(&self, listener: &TcpListener, app: &Arc<App>) {
+        let mut told = false;
         loop {
             let place = match Arc::clone(&self.free).try_acquire_owned() {
                 Ok(place) => place,
                 Err(_) => {
-                    tracing::warn!(max = self.max, "all connections are taken; new ones wait");
+                    // Once: whoever holds all of them could make it a line for each connection that comes and goes.
+                    if !told {
+                        tracing::warn!(max = self.max, "all connections are taken; new ones wait from now on");
+                        told = true;
+                    }
                     Arc::clone(&self.free).acquire_owned().await.expect("never closed")
                 }
             };
+            told &= self.free.available_permits() < self.max as usize / 2;
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,

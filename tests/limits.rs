@@ -43,7 +43,7 @@ fn a_body_that_does_not_end_in_time_is_a_408_however_steadily_it_trickles() {
 
 #[test]
 fn an_idle_connection_is_closed_before_and_after_a_request() {
-    let server = Server::start(&[("KEEP_ALIVE_TIMEOUT", "50ms"), ("HEADER_TIMEOUT", "1h"), ("BODY_TIMEOUT", "1h")]);
+    let server = Server::start(&[("KEEP_ALIVE_TIMEOUT", "500ms"), ("HEADER_TIMEOUT", "1h"), ("BODY_TIMEOUT", "1h")]);
     server.connect().assert_closed();
     let mut client = server.connect();
     client.post("{}").assert_ok();
@@ -52,14 +52,15 @@ fn an_idle_connection_is_closed_before_and_after_a_request() {
 
 #[test]
 fn time_outs_do_not_add_up_over_the_requests_of_a_connection() {
-    // Each far shorter than all the requests together take, and far longer than one does.
-    let server = Server::start(&[("HEADER_TIMEOUT", "5s"), ("BODY_TIMEOUT", "5s"), ("KEEP_ALIVE_TIMEOUT", "5s")]);
+    // Each shorter than all the requests together take, and far longer than one of them.
+    let server = Server::start(&[("HEADER_TIMEOUT", "3s"), ("BODY_TIMEOUT", "3s"), ("KEEP_ALIVE_TIMEOUT", "3s")]);
     let mut client = server.connect();
     let started = std::time::Instant::now();
     let mut requests = 0;
-    while started.elapsed() < std::time::Duration::from_secs(6) {
+    while started.elapsed() < std::time::Duration::from_secs(4) {
         client.post("{}").assert_ok();
         requests += 1;
+        std::thread::sleep(std::time::Duration::from_millis(20)); // the pace of this client, not a wait
     }
     assert_eq!(server.stop().len(), requests);
 }
@@ -73,12 +74,23 @@ fn a_client_beyond_the_cap_waits_until_another_one_leaves() {
     second.post("{}").assert_ok();
     let mut third = server.connect();
     third.send(common::request(b"{}"));
-    server.wait_for_log("all connections are taken; new ones wait", |_| true);
+    server.wait_for_log("all connections are taken; new ones wait from now on", |_| true);
     first.post("{}").assert_ok();
     drop(first);
     third.answer().assert_ok();
     second.post("{}").assert_ok();
     assert_eq!(server.stop().len(), 5);
+}
+
+#[test]
+fn the_rest_of_a_refused_body_is_not_taken_for_the_next_header() {
+    let server = Server::start(&[("MAX_BODY_BYTES", "100"), ("HEADER_TIMEOUT", "300ms")]);
+    let mut client = server.connect();
+    client.send("POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ncontent-length: 200\r\n\r\n");
+    client.answer().assert_problem(413, "too-large");
+    client.send([b' '; 200]);
+    std::thread::sleep(std::time::Duration::from_millis(600)); // how idle this client is, not a wait
+    client.post("{}").assert_ok();
 }
 
 #[test]

@@ -7,10 +7,16 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::thread;
 
-use common::{Server, wait_until};
+use common::{Client, Server, wait_until};
 use rustix::process::Signal;
 
-const HALF_A_REQUEST: &str = "POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ncontent-length: 7\r\n\r\n{\"a\"";
+/// A client that has sent a header, and knows that it was read.
+fn half_a_request(server: &Server) -> Client {
+    let mut client = server.connect();
+    let head = "POST /api/v1/reports HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 7\r\n\r\n";
+    assert_eq!(client.ask(head, b"").status, 100);
+    client
+}
 
 #[test]
 fn sigterm_and_sigint_during_load_keep_every_acknowledged_report() {
@@ -65,16 +71,13 @@ fn a_request_in_flight_is_finished_and_idle_connections_are_closed() {
     let mut idle = server.connect();
     idle.post("{}").assert_ok();
     let mut fresh = server.connect();
-    let mut busy = server.connect();
-    busy.send(HALF_A_REQUEST);
-    // A later request on another connection has been answered, so the half of the first has been read as well or is
-    // in the socket's buffer; either way it was there before the stop.
+    let mut busy = half_a_request(&server);
     server.post("{}").assert_ok();
     server.signal(Signal::TERM);
     idle.assert_closed();
     fresh.assert_closed();
     wait_until("the port is closed", || TcpStream::connect(server.address).is_err().then_some(()));
-    busy.send(":1}");
+    busy.send("{\"a\":1}");
     let answer = busy.answer();
     answer.assert_ok();
     assert_eq!(answer.headers["connection"], "close");
@@ -89,9 +92,7 @@ fn a_request_in_flight_is_finished_and_idle_connections_are_closed() {
 fn a_request_that_does_not_end_holds_up_a_stop_for_the_shutdown_timeout_only() {
     let server = Server::start(&[("SHUTDOWN_TIMEOUT", "100ms"), ("BODY_TIMEOUT", "1h")]);
     server.post("{}").assert_ok();
-    let mut stuck = server.connect();
-    stuck.ask("GET /livez HTTP/1.1\r\nhost: test\r\n\r\n", b"");
-    stuck.send(HALF_A_REQUEST);
+    let mut stuck = half_a_request(&server);
     assert_eq!(server.stop(), ["{}"]);
     stuck.assert_closed();
 }
@@ -99,14 +100,26 @@ fn a_request_that_does_not_end_holds_up_a_stop_for_the_shutdown_timeout_only() {
 #[test]
 fn a_second_signal_ends_the_process_at_once() {
     let mut server = Server::start(&[("SHUTDOWN_TIMEOUT", "1h"), ("BODY_TIMEOUT", "1h")]);
-    let mut stuck = server.connect();
-    stuck.send(HALF_A_REQUEST);
-    server.post("{}").assert_ok();
+    let _stuck = half_a_request(&server);
     server.signal(Signal::TERM);
     server.wait_for_log("stopping", |_| true);
     assert!(server.is_running());
     server.signal(Signal::INT);
     assert_eq!(server.wait().code(), Some(1));
+}
+
+#[test]
+fn nothing_is_lost_when_nobody_reads_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start_unheard(dir.path(), &[("FLUSH_INTERVAL", "10ms")]);
+    for n in 0..3 {
+        server.post(format!("{{\"n\":{n}}}")).assert_ok();
+        wait_until("it is published", || (server.stored().len() == n + 1).then_some(()));
+    }
+    server.post("{\"n\":3}").assert_ok();
+    server.signal(Signal::TERM);
+    assert!(server.wait().success());
+    assert_eq!(server.stored().len(), 4);
 }
 
 #[test]

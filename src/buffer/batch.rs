@@ -93,8 +93,8 @@ impl Drop for Batch {
 #[derive(Debug)]
 pub(super) struct Pool {
     free: ArrayQueue<Segments>,
-    /// Notified when a batch has given its memory back.
-    pub(super) freed: Notify,
+    /// Notified when there may be room for an append that was refused.
+    pub(super) room: Notify,
     /// The thread that flushes; it waits for sealed batches and, at the end, for the last memory to come back.
     pub(super) flusher: OnceLock<Thread>,
 }
@@ -107,7 +107,7 @@ impl Pool {
             let pushed = free.push(segments);
             debug_assert!(pushed.is_ok());
         }
-        Arc::new(Self { free, freed: Notify::new(), flusher: OnceLock::new() })
+        Arc::new(Self { free, room: Notify::new(), flusher: OnceLock::new() })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -119,7 +119,9 @@ impl Pool {
         self.free.is_full()
     }
 
-    pub(super) fn wake_flusher(&self) {
+    /// Wakes all who wait for a change: a batch was swapped in, or has given its memory back.
+    pub(super) fn wake(&self) {
+        self.room.notify_waiters();
         if let Some(flusher) = self.flusher.get() {
             flusher.unpark();
         }
@@ -129,7 +131,6 @@ impl Pool {
         segments.iter_mut().for_each(|segment| segment.reset());
         let pushed = self.free.push(segments);
         debug_assert!(pushed.is_ok(), "the pool has a place for each of its sets");
-        self.freed.notify_waiters();
-        self.wake_flusher();
+        self.wake();
     }
 }

@@ -52,12 +52,17 @@ impl Activity {
     fn new(limits: Limits) -> Self {
         let activity =
             Self { opened: Instant::now(), limits, phase: AtomicU8::new(IDLE), deadline_ns: AtomicU64::new(0) };
-        activity.enter(IDLE, limits.keep_alive_timeout);
+        activity.idles();
         activity
     }
 
     pub(super) fn reads_body(&self, within: Duration) {
         self.enter(BODY, within);
+    }
+
+    /// What has been read since the last answer was not the start of a request.
+    pub(super) fn idles(&self) {
+        self.enter(IDLE, self.limits.keep_alive_timeout);
     }
 
     pub(super) fn answers(&self) {
@@ -124,10 +129,10 @@ impl AsyncWrite for Watched {
 pub(crate) async fn serve(app: Arc<App>, stream: TcpStream, peer: SocketAddr) {
     let activity = Arc::new(Activity::new(app.limits));
     let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
-    let (app, activity) = (&*app, &*activity);
+    let (app, activity) = (&*app, &activity);
     let service = service_fn(|request| async move {
         let response = answer(app, activity, request).await;
-        activity.enter(IDLE, app.limits.keep_alive_timeout);
+        activity.idles();
         Ok::<_, Infallible>(response)
     });
     let mut connection = pin!(http1_builder().serve_connection(io, service));

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -41,7 +42,11 @@ impl Received<'_> {
     }
 }
 
-pub(super) async fn post(app: &App, activity: &Activity, mut body: Incoming) -> Result<Response<Full<Bytes>>, Refusal> {
+pub(super) async fn post(
+    app: &App,
+    activity: &Arc<Activity>,
+    mut body: Incoming,
+) -> Result<Response<Full<Bytes>>, Refusal> {
     activity.reads_body(app.limits.body_timeout);
     let received = match receive(app, activity, &mut body).await {
         Ok(received) => received,
@@ -49,7 +54,7 @@ pub(super) async fn post(app: &App, activity: &Activity, mut body: Incoming) -> 
             // The answer goes out at once, but a client that is still sending would never read it if the connection
             // were closed over what it sends. So that is read for a while and thrown away.
             if matches!(refusal, Refusal::TooLarge { .. } | Refusal::TooManyInFlight) {
-                tokio::spawn(timeout(DISCARD_TIMEOUT, discard(body)));
+                tokio::spawn(timeout(DISCARD_TIMEOUT, discard(body, Arc::clone(activity))));
             }
             return Err(refusal);
         }
@@ -72,21 +77,23 @@ async fn receive<'a>(app: &'a App, activity: &Activity, body: &mut Incoming) -> 
     if body.is_end_stream() && first.len() <= max_bytes {
         return Ok(Received::Piece(first));
     }
-    // Memory is taken as the bytes come, not as they are announced.
-    let reserve = |bytes: usize| {
-        app.inflight.try_acquire_many(u32::try_from(bytes).unwrap_or(u32::MAX)).map_err(|_| Refusal::TooManyInFlight)
-    };
-    let mut permit = reserve(first.len())?;
-    let mut gathered = Vec::from(first);
-    while let Some(piece) = next_piece(activity, body).await? {
-        if gathered.len() + piece.len() > max_bytes {
+    let mut gathered = Vec::new();
+    let mut permit = app.inflight.try_acquire_many(0).map_err(|_| Refusal::TooManyInFlight)?;
+    let mut next = Some(first);
+    while let Some(piece) = next {
+        let bytes = gathered.len() + piece.len();
+        if bytes > max_bytes {
             return Err(too_large());
         }
-        permit.merge(reserve(piece.len())?);
+        if bytes > gathered.capacity() {
+            // Memory is taken as the bytes come, not as they are announced, and never more than is counted.
+            let capacity = bytes.max(2 * gathered.capacity()).min(max_bytes);
+            let more = u32::try_from(capacity - gathered.capacity()).unwrap_or(u32::MAX);
+            permit.merge(app.inflight.try_acquire_many(more).map_err(|_| Refusal::TooManyInFlight)?);
+            gathered.reserve_exact(capacity - gathered.len());
+        }
         gathered.extend_from_slice(&piece);
-    }
-    if gathered.len() > max_bytes {
-        return Err(too_large());
+        next = if body.is_end_stream() { None } else { next_piece(activity, body).await? };
     }
     Ok(Received::Gathered(gathered, permit))
 }
@@ -112,14 +119,17 @@ async fn next_piece(activity: &Activity, body: &mut Incoming) -> Result<Option<B
 }
 
 /// Reads on and throws away, [`DISCARD_BYTES`] at the most.
-async fn discard(mut body: Incoming) {
+async fn discard(mut body: Incoming, activity: Arc<Activity>) {
     let mut left = DISCARD_BYTES;
-    while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+    // Asked before each piece: hyper gives the end of a body by itself only when the next request comes.
+    while !body.is_end_stream() {
+        let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await else { break };
         match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
             Some(rest) => left = rest,
             None => return,
         }
     }
+    activity.idles();
 }
 
 /// Appends to the buffer; when that is full, waits a moment for room.

@@ -91,7 +91,7 @@ pub fn http1_builder() -> http1::Builder {
 }
 
 /// Answers one request.
-async fn answer(app: &App, activity: &Activity, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(app: &App, activity: &Arc<Activity>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let answered = match request.uri().path() {
         "/api/v1/reports" => match *request.method() {
             Method::POST => ingest::post(app, activity, request.into_body()).await,

@@ -29,24 +29,31 @@ pub struct OpenError {
 }
 
 impl Store {
-    /// Opens the data directory, makes it (0750) if it is not there, and checks that files can be made in it.
+    /// Opens the data directory, makes it (0750) if it is not there, and checks that all that publishing takes can be
+    /// done there.
     ///
     /// # Errors
     /// [`OpenError`], with what could not be done.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
         let failed = |action| move |source| OpenError { action, path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(DIR_MODE).create(path).map_err(failed("make the directory"))?;
+        let store = Self { path: path.to_owned() };
         let probe = Temp::create(path.join(format!(".probe-{:08x}.tmp", random_id())));
-        drop(probe.map_err(failed("make files in"))?);
-        Ok(Self { path: path.to_owned() })
+        let probe = probe.map_err(failed("make files in"))?;
+        let link = path.join(format!(".probe-{:08x}.link.tmp", random_id()));
+        fs::hard_link(&probe.path, &link).map_err(failed("make hard links in"))?;
+        remove(&link);
+        drop(probe);
+        store.sync().map_err(failed("sync"))?;
+        Ok(store)
     }
 
     /// Compresses `lines` into a new report file, with `modified` as its time. Once this returns, the file is complete
-    /// and on disk under its name. Returns its length in bytes.
+    /// and on disk; its name lasts once [`sync`](Self::sync) has returned, too. Returns its length in bytes.
     ///
     /// # Errors
-    /// Any error of the file system; there is no file then, and the call can be made again. `AlreadyExists` when the
-    /// name is taken.
+    /// Any error of the file system, `AlreadyExists` when the name is taken. There is no file then, and the call can
+    /// be made again.
     pub fn publish(
         &self,
         name: &Name,
@@ -63,11 +70,15 @@ impl Store {
         let path = self.path.join(name.to_string());
         // Never a rename: it would replace what is there.
         fs::hard_link(&temp.path, &path)?;
-        drop(temp);
-        // A name lasts only once its directory is on disk. If that fails the name has to go again: the lines will be
-        // published once more.
-        File::open(&self.path).and_then(|dir| dir.sync_all()).inspect_err(|_| remove(&path))?;
         Ok(bytes)
+    }
+
+    /// Brings the names of all published files to the disk.
+    ///
+    /// # Errors
+    /// Those of the file system. The call can be made again: it opens the directory anew.
+    pub fn sync(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
     }
 }
 

@@ -46,6 +46,17 @@ impl Server {
 
     /// The same with a data directory that may be shared.
     pub(crate) fn start_in(data_dir: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::spawn(data_dir, settings, None)
+    }
+
+    /// The same, but nobody reads its log once it listens: the pipe is closed.
+    pub(crate) fn start_unheard(data_dir: &Path, settings: &[(&str, &str)]) -> Self {
+        let server = Self::spawn(data_dir, settings, Some("listening"));
+        wait_until("the log is closed", || server.log.lines.lock().unwrap().1.then_some(()));
+        server
+    }
+
+    fn spawn(data_dir: &Path, settings: &[(&str, &str)], last_message: Option<&'static str>) -> Self {
         let mut child = command(&std::env::temp_dir())
             .env("CONFIG_FILE", "/dev/null")
             .env("HOST", "127.0.0.1")
@@ -57,7 +68,7 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let log = Log::follow(child.stderr.take().unwrap());
+        let log = Log::follow(child.stderr.take().unwrap(), last_message);
         let listening = log.wait("listening", |_| true);
         let address = listening["fields"]["address"].as_str().unwrap().parse().unwrap();
         Self { child, log, address, data_dir: data_dir.to_owned(), _dir: None }
@@ -101,6 +112,11 @@ impl Server {
         self.signal(Signal::TERM);
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "{}", self.log.text());
+        assert_eq!(
+            fs::read_dir(&self.data_dir).unwrap().count(),
+            report_files(&self.data_dir).len(),
+            "none in the making"
+        );
         self.stored()
     }
 
@@ -122,15 +138,14 @@ impl Drop for Server {
     }
 }
 
-/// Report files in a directory, in the order of their names; anything else there fails the test.
+/// Report files in a directory, in the order of their names. Anything else there fails the test, but for one that is
+/// in the making.
 pub(crate) fn report_files(dir: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    for file in &files {
-        let name = file.file_name().unwrap().to_str().unwrap();
-        assert!(name.starts_with("reports-") && name.ends_with(".jsonl.zst"), "{name}");
-    }
-    files
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| !(name.starts_with(".reports-") && name.ends_with(".tmp"))).collect();
+    names.sort();
+    assert!(names.iter().all(|name| name.starts_with("reports-") && name.ends_with(".jsonl.zst")), "{names:?}");
+    names.into_iter().map(|name| dir.join(name)).collect()
 }
 
 /// All lines of all report files in a directory.
@@ -258,14 +273,20 @@ struct Log {
 }
 
 impl Log {
-    fn follow(from: impl Read + Send + 'static) -> Arc<Self> {
+    fn follow(from: impl Read + Send + 'static, last_message: Option<&'static str>) -> Arc<Self> {
         let log = Arc::new(Self { lines: Mutex::default(), changed: Condvar::new() });
         let writer = Arc::clone(&log);
         thread::spawn(move || {
-            for line in BufReader::new(from).lines().map_while(Result::ok) {
+            let mut lines = BufReader::new(from).lines();
+            while let Some(Ok(line)) = lines.next() {
+                let last = last_message.is_some_and(|message| line.contains(message));
                 writer.lines.lock().unwrap().0.push(line);
                 writer.changed.notify_all();
+                if last {
+                    break;
+                }
             }
+            drop(lines);
             writer.lines.lock().unwrap().1 = true;
             writer.changed.notify_all();
         });
