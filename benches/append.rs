@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::Reports;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use netwatch_server::buffer::{Buffer, Refused, Shape};
+use netwatch_server::buffer::{Ack, Buffer, Refused, Shape};
 use netwatch_server::report::Report;
 
 const BATCH_BYTES: usize = 10 << 20;
@@ -36,7 +36,7 @@ fn append(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(bytes.len() as u64));
     for threads in [1, 2, 4, 8].into_iter().filter(|threads| *threads <= 2 * cores) {
         let shards = threads.min(cores) as usize;
-        let buffer = Buffer::new(Shape { batches: 6, shards, segment_bytes: BATCH_BYTES / shards });
+        let buffer = Buffer::new(Shape { batches: 6, shards, segment_bytes: BATCH_BYTES / shards }, Ack::Memory, None);
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {

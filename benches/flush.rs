@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use common::Reports;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use netwatch_server::store::{Compression, Name, Store, report_file};
+use netwatch_server::store::{Compression, Stem, Store, report_file};
 
 const BATCH_BYTES: usize = 10 << 20;
 
@@ -47,7 +47,7 @@ fn flush(criterion: &mut Criterion) {
     group.bench_function("publish at level 1, fsync and all", |bencher| {
         bencher.iter(|| {
             let now = SystemTime::now();
-            store.publish(&Name::new(now), &[&lines], now, Compression { level: 1, threads: 2 })
+            store.publish(&Stem::new(now), &[&lines], now, Compression { level: 1, threads: 2 })
         });
     });
     group.finish();

@@ -13,7 +13,7 @@ use bytesize::ByteSize;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use crate::buffer::Shape;
+use crate::buffer::{Ack, Shape};
 use crate::store::Compression;
 
 /// A variable of the environment.
@@ -47,6 +47,7 @@ pub const SETTINGS: &[Setting] = &[
     setting("DATA_DIR", "./data/reports", "a directory", "Where report files are published; made if it is not there."),
     setting("DEBUG", "false", "true or false", "Log refused requests and closed connections too."),
     setting("LOG_FORMAT", "text", "text or json", "How log lines look on standard error."),
+    setting("ACK", "journal", "memory, journal or disk", "What a report has to be in before it is answered with 200."),
     setting("BATCH_BYTES", "10MiB", SIZE, "A batch is flushed when it holds this much, uncompressed."),
     setting("FLUSH_INTERVAL", "60s", DURATION, "A batch is flushed when its first report is this old."),
     setting("BUFFER_BYTES", "64MiB", SIZE, "Memory for all batches: the active one and those that wait to be flushed."),
@@ -82,6 +83,7 @@ pub struct Config {
     #[serde(deserialize_with = "flag")]
     pub debug: bool,
     pub log_format: LogFormat,
+    pub ack: Ack,
     #[serde(deserialize_with = "size")]
     pub batch_bytes: usize,
     #[serde(deserialize_with = "duration")]

@@ -10,7 +10,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::buffer::{Batch, Buffer};
-use crate::store::{Compression, Name, Store};
+use crate::store::recover::recover;
+use crate::store::{Compression, Stem, Store};
 
 /// How much nicer than the request threads, which have 0. Enough to stand back when a core is short, and not so much
 /// that the flush would fall behind for good: at 5 it still gets a quarter of a core that it shares, and it needs about
@@ -21,13 +22,16 @@ const NICE: i32 = 5;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 
+/// Pause between two looks for orphan journals.
+const RECOVER_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Turns sealed batches into report files.
 #[derive(Debug)]
 pub struct Flusher {
     /// Where the batches come from.
     pub buffer: Arc<Buffer>,
     /// Where the files go.
-    pub store: Store,
+    pub store: Arc<Store>,
     /// How to compress them.
     pub compression: Compression,
     /// How old the first report of a batch may become before it is flushed.
@@ -45,12 +49,10 @@ impl Flusher {
     }
 
     fn run(self) {
-        // On Linux this is the thread's own priority, and threads that it starts inherit it.
-        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-            tracing::warn!(%error, "the flush task runs at normal priority");
-        }
+        be_nice();
         self.buffer.wake(thread::current());
         while !self.buffer.is_drained() {
+            let prepared = self.buffer.prepare_journals();
             let wait = match self.buffer.next_sealed() {
                 Some(batch) => {
                     // A panic is an error like any other here: it must not take the batch with it.
@@ -61,7 +63,14 @@ impl Flusher {
                 }
                 None => self.buffer.rotate_if_due(self.interval),
             };
-            thread::park_timeout(wait);
+            match prepared {
+                Ok(()) => thread::park_timeout(wait),
+                Err(error) => {
+                    let retry_ms = RETRY_LAST.as_millis() as u64;
+                    tracing::error!(%error, retry_ms, "can't make a journal; without one there will be no room");
+                    thread::park_timeout(wait.min(RETRY_LAST));
+                }
+            }
         }
     }
 
@@ -74,19 +83,47 @@ impl Flusher {
                 None => thread::yield_now(),
             }
         };
-        let Some((first, last)) = self.buffer.times(batch) else { return };
+        let Some((first, last)) = batch.times() else { return };
         let reports: usize = lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum();
         let bytes_in: usize = lines.iter().map(|lines| lines.len()).sum();
         let started = Instant::now();
-        let (name, bytes_out) = keep_trying("can't publish; the batch is kept", || {
-            // Another name for each try: the last one may be taken.
-            let name = Name::new(first);
-            self.store.publish(&name, &lines, last, self.compression).map(|bytes| (name, bytes))
+        let mut next = Some(batch.stem());
+        let (stem, bytes_out) = keep_trying("can't publish; the batch is kept", || {
+            let stem = next.unwrap_or_else(|| Stem::new(first));
+            // Another one for each further try: the last may be taken.
+            next = None;
+            self.store.publish(&stem, &lines, last, self.compression).map(|bytes| (stem, bytes))
         });
         keep_trying("can't sync the directory; the batch is kept", || self.store.sync());
+        batch.discard_journal();
         let ms = started.elapsed().as_millis() as u64;
-        tracing::info!(file = %name, reports, bytes_in, bytes_out, ms, "published");
+        tracing::info!(file = stem.report_file(), reports, bytes_in, bytes_out, ms, "published");
     }
+}
+
+/// Lowers the priority of the calling thread, and of those that it starts from now on.
+fn be_nice() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::warn!(%error, "files are written at normal priority");
+    }
+}
+
+/// Recovers orphan journals in a thread of its own for as long as the process lives: at once, because the last run may
+/// have left some, and then again and again, because other servers may share the directory.
+///
+/// # Errors
+/// When no thread can be started.
+pub fn spawn_recovery(store: Arc<Store>, compression: Compression) -> io::Result<()> {
+    thread::Builder::new().name("recover".to_owned()).spawn(move || {
+        be_nice();
+        loop {
+            if let Err(error) = recover(&store, compression) {
+                tracing::error!(%error, "can't look for journals to recover");
+            }
+            thread::sleep(RECOVER_INTERVAL);
+        }
+    })?;
+    Ok(())
 }
 
 /// Tries until it works, with growing pauses.

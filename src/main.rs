@@ -1,11 +1,12 @@
 //! The command line: allocator, logging, signals; all else is in the library.
 
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use netwatch_server::config::{self, Config, LogFormat};
-use netwatch_server::store::Store;
+use netwatch_server::store::{self, Store};
 use netwatch_server::{healthcheck, server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
@@ -26,12 +27,18 @@ struct Cli {
 enum Command {
     /// Ask the server of the same settings on this machine whether it is alive: exit code 0 if it is, else 1.
     Healthcheck,
+    /// Turn journals that a dead server has left into report files, without serving: exit code 1 if one is kept.
+    Recover {
+        /// The data directory [default: DATA_DIR]
+        dir: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         None => serve(),
         Some(Command::Healthcheck) => healthcheck(),
+        Some(Command::Recover { dir }) => recover(dir),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,6 +92,18 @@ fn healthcheck() -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(healthcheck::run(config.host, config.port))?;
     Ok(())
+}
+
+fn recover(dir: Option<PathBuf>) -> Done {
+    let config = Config::from_env()?;
+    log_to_stderr(&config);
+    let store = Store::open(dir.as_deref().unwrap_or(&config.data_dir))?;
+    let recovered = store::recover::recover(&store, config.compression())?;
+    println!(
+        "{} journals with {} reports recovered, {} bytes put aside, {} journals kept for another try",
+        recovered.journals, recovered.reports, recovered.quarantined_bytes, recovered.failed
+    );
+    if recovered.failed > 0 { Err("not all journals could be recovered".into()) } else { Ok(()) }
 }
 
 fn log_to_stderr(config: &Config) {

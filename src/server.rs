@@ -13,9 +13,9 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Ack, Buffer};
 use crate::config::Config;
-use crate::flush::Flusher;
+use crate::flush::{self, Flusher};
 use crate::http::{self, App};
 use crate::store::Store;
 
@@ -73,7 +73,14 @@ pub async fn run(
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    let buffer = Arc::new(Buffer::new(config.shape()));
+    let store = Arc::new(store);
+    let shape = config.shape();
+    let journals = match config.ack {
+        Ack::Memory => None,
+        Ack::Journal | Ack::Disk => Some(store.journals(shape.shards * shape.segment_bytes)?),
+    };
+    let buffer = Arc::new(Buffer::new(shape, config.ack, journals));
+    flush::spawn_recovery(Arc::clone(&store), config.compression())?;
     let flusher = Flusher {
         buffer: Arc::clone(&buffer),
         store,

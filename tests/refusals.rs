@@ -92,9 +92,11 @@ fn a_full_buffer_is_a_503_and_what_was_acknowledged_is_kept_until_the_disk_is_ba
         ("BATCH_BYTES", "2KiB"),
         ("BUFFER_BYTES", "6KiB"),
         ("WORKERS", "1"),
+        ("ACK", "memory"),
     ]);
     assert_eq!(server.get("/readyz").status, 200);
-    fs::remove_dir(&server.data_dir).unwrap();
+    let aside = server.data_dir.with_extension("aside");
+    fs::rename(&server.data_dir, &aside).unwrap();
 
     let report = |n: usize| format!("{{\"n\":{n},\"pad\":\"{}\"}}", "x".repeat(900));
     let mut client = server.connect();
@@ -115,7 +117,7 @@ fn a_full_buffer_is_a_503_and_what_was_acknowledged_is_kept_until_the_disk_is_ba
     assert!(ready.json()["reason"].as_str().unwrap().contains("full"), "{}", ready.body);
     assert_eq!(server.get("/livez").status, 200);
 
-    fs::create_dir(&server.data_dir).unwrap();
+    fs::rename(&aside, &server.data_dir).unwrap();
     wait_until("there is room again", || (server.get("/readyz").status == 200).then_some(()));
     client.post(report(accepted)).assert_ok();
     let mut stored = server.stop();

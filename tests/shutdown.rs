@@ -126,11 +126,12 @@ fn nothing_is_lost_when_nobody_reads_the_log() {
 fn a_stop_waits_for_a_disk_that_comes_back() {
     let mut server = Server::start(&[]);
     server.post("{}").assert_ok();
-    std::fs::remove_dir(&server.data_dir).unwrap();
+    let aside = server.data_dir.with_extension("aside");
+    std::fs::rename(&server.data_dir, &aside).unwrap();
     server.signal(Signal::TERM);
     server.wait_for_log("can't publish; the batch is kept", |_| true);
     assert!(server.is_running());
-    std::fs::create_dir(&server.data_dir).unwrap();
+    std::fs::rename(&aside, &server.data_dir).unwrap();
     assert!(server.wait().success());
     assert_eq!(server.stored(), ["{}"]);
 }

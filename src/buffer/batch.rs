@@ -3,13 +3,17 @@
 use std::mem;
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
+use super::commit::Commit;
 use super::cursor::Passed;
 use super::segment::{Nanos, Segment};
+use super::{Ack, Shape};
+use crate::store::{Journals, Stem};
 
 /// The memory of one batch. Each segment on cache lines of its own: neighbours belong to different threads.
 type Segments = Box<[CachePadded<Segment>]>;
@@ -21,19 +25,31 @@ type Segments = Box<[CachePadded<Segment>]>;
 pub struct Batch {
     segments: Segments,
     passed: Passed,
+    commit: Option<Commit>,
+    stem: OnceLock<Stem>,
     pool: Arc<Pool>,
 }
 
 impl Batch {
-    /// A batch with memory from the pool; `None` when all of it is in use.
+    /// A batch with memory from the pool, and a journal if there are any; `None` when none is left of either.
     pub(super) fn lease(pool: &Arc<Pool>) -> Option<Arc<Self>> {
         let segments = pool.free.pop()?;
-        Some(Arc::new(Self { segments, passed: Passed::new(), pool: Arc::clone(pool) }))
+        let mut batch = Self::new(segments, pool);
+        if let Some(journals) = &pool.journals {
+            // Without one, the memory goes back as the batch is dropped.
+            let journal = journals.take()?;
+            batch.commit = Some(Commit::new(journal, pool.ack, batch.segments.len()));
+        }
+        Some(Arc::new(batch))
+    }
+
+    fn new(segments: Segments, pool: &Arc<Pool>) -> Self {
+        Self { segments, passed: Passed::new(), commit: None, stem: OnceLock::new(), pool: Arc::clone(pool) }
     }
 
     /// A batch without memory, for the time after the last one: every append to it is refused.
     pub(super) fn closed(pool: &Arc<Pool>) -> Arc<Self> {
-        Arc::new(Self { segments: Box::default(), passed: Passed::new(), pool: Arc::clone(pool) })
+        Arc::new(Self::new(Box::default(), pool))
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -54,6 +70,26 @@ impl Batch {
         })
     }
 
+    pub(super) fn commit(&self) -> Option<&Commit> {
+        self.commit.as_ref()
+    }
+
+    /// The lines of one segment so far; `None` while one is being copied.
+    pub(super) fn segment_lines(&self, index: usize) -> Option<&[u8]> {
+        self.segments[index].lines()
+    }
+
+    /// The stem of the names of this batch's journal and report file: that of its first report's time, fixed from the
+    /// first call on.
+    pub fn stem(&self) -> Stem {
+        *self.stem.get_or_init(|| Stem::new(self.times().map_or_else(SystemTime::now, |(first, _)| first)))
+    }
+
+    /// Lets go of the journal. All of the batch is in a report file by now.
+    pub fn discard_journal(&self) {
+        self.commit.iter().for_each(Commit::discard);
+    }
+
     /// Ends appends; those that are being copied may still finish.
     pub(super) fn seal(&self) {
         self.segments.iter().for_each(|segment| segment.seal());
@@ -64,9 +100,17 @@ impl Batch {
     }
 
     /// When the first and the last line came; `None` while there is none.
-    pub(super) fn times(&self) -> Option<(Nanos, Nanos)> {
+    pub(super) fn times_ns(&self) -> Option<(Nanos, Nanos)> {
         let times = self.segments.iter().filter_map(|segment| segment.times());
         times.reduce(|(first, last), (f, l)| (first.min(f), last.max(l)))
+    }
+
+    /// When the first and the last report came, on the system's clock; `None` while there is none.
+    pub fn times(&self) -> Option<(SystemTime, SystemTime)> {
+        let (first_ns, last_ns) = self.times_ns()?;
+        let (now, now_ns) = (SystemTime::now(), self.pool.now_ns());
+        let at = |ns| now - Duration::from_nanos(now_ns.saturating_sub(ns));
+        Some((at(first_ns), at(last_ns)))
     }
 
     /// All lines of a sealed batch: whole ones, each ending in a line break, those of one writer in the order in
@@ -97,17 +141,28 @@ pub(super) struct Pool {
     pub(super) room: Notify,
     /// The thread that flushes; it waits for sealed batches and, at the end, for the last memory to come back.
     pub(super) flusher: OnceLock<Thread>,
+    /// The journals for batches to come; none when a 200 is sent as soon as a report is in memory.
+    pub(super) journals: Option<Journals>,
+    ack: Ack,
+    /// The start of the monotonic clock that batches are timed with.
+    started: Instant,
 }
 
 impl Pool {
-    pub(super) fn new(batches: usize, shards: usize, segment_bytes: usize) -> Arc<Self> {
+    pub(super) fn new(shape: Shape, ack: Ack, journals: Option<Journals>) -> Arc<Self> {
+        let Shape { batches, shards, segment_bytes } = shape;
         let free = ArrayQueue::new(batches);
         for _ in 0..batches {
             let segments: Segments = (0..shards).map(|_| CachePadded::new(Segment::new(segment_bytes))).collect();
             let pushed = free.push(segments);
             debug_assert!(pushed.is_ok());
         }
-        Arc::new(Self { free, room: Notify::new(), flusher: OnceLock::new() })
+        Arc::new(Self { free, room: Notify::new(), flusher: OnceLock::new(), journals, ack, started: Instant::now() })
+    }
+
+    pub(super) fn now_ns(&self) -> Nanos {
+        // 584 years fit; 0 stands for never.
+        (self.started.elapsed().as_nanos() as Nanos).max(1)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -6,21 +6,37 @@
 //! ```
 
 mod batch;
+mod commit;
 mod cursor;
 mod segment;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::Thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use crossbeam_queue::ArrayQueue;
+use serde::Deserialize;
 
 pub use self::batch::Batch;
 use self::batch::Pool;
-use self::segment::Nanos;
+pub use self::commit::NotKept;
 use crate::report::Report;
+use crate::store::Journals;
+
+/// When a report is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ack {
+    /// When it is in the batch. A crash loses it.
+    Memory,
+    /// When it is written to the batch's journal. It survives whatever the kernel survives.
+    Journal,
+    /// When that is on disk, too. It survives a power cut.
+    Disk,
+}
 
 /// How the memory is divided up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +55,6 @@ pub struct Buffer {
     active: ArcSwap<Batch>,
     sealed: ArrayQueue<Arc<Batch>>,
     pool: Arc<Pool>,
-    /// The start of the monotonic clock that batches are timed with.
-    started: Instant,
     segment_bytes: usize,
 }
 
@@ -53,6 +67,19 @@ pub struct Ticket {
     pub segment: usize,
     /// The offset behind the report's line within the segment, in bytes.
     pub end: usize,
+}
+
+impl Ticket {
+    /// Resolves when the report is kept as [`Ack`] promises.
+    ///
+    /// # Errors
+    /// [`NotKept`]: it may be in a report file one day, or not.
+    pub async fn kept(&self) -> Result<(), NotKept> {
+        match self.batch.commit() {
+            None => Ok(()),
+            Some(commit) => commit::kept(&self.batch, commit, self.segment, self.end).await,
+        }
+    }
 }
 
 /// Why the buffer takes no report.
@@ -70,17 +97,18 @@ impl Buffer {
     /// Allocates all the memory there will be. The kernel hands out its pages when they are first written to.
     ///
     /// # Panics
-    /// When `shape` has fewer than two batches or no shard.
+    /// When `shape` has fewer than two batches or no shard, or `journals` are not there just when `ack` needs them, one
+    /// of them ready.
     #[must_use]
-    pub fn new(shape: Shape) -> Self {
+    pub fn new(shape: Shape, ack: Ack, journals: Option<Journals>) -> Self {
         assert!(shape.batches >= 2 && shape.shards >= 1, "{shape:?}");
-        let pool = Pool::new(shape.batches, shape.shards, shape.segment_bytes);
-        let first = Batch::lease(&pool).expect("a new pool is full");
+        assert_eq!(ack == Ack::Memory, journals.is_none(), "{ack:?}");
+        let pool = Pool::new(shape, ack, journals);
+        let first = Batch::lease(&pool).expect("a new pool is full, and has a journal ready");
         Self {
             active: ArcSwap::new(first),
             sealed: ArrayQueue::new(shape.batches),
             pool,
-            started: Instant::now(),
             segment_bytes: shape.segment_bytes,
         }
     }
@@ -99,7 +127,7 @@ impl Buffer {
     fn append_to(&self, shard: usize, report: &Report<'_>) -> Result<Ticket, Refused> {
         let line = report.as_bytes();
         assert!(line.len() < self.segment_bytes, "a report of {} bytes in no segment", line.len());
-        let now_ns = self.now_ns();
+        let now_ns = self.pool.now_ns();
         loop {
             // The guard is held for one append only: what it protects can't be recycled meanwhile.
             let batch = self.active.load();
@@ -141,8 +169,8 @@ impl Buffer {
     /// again, if not [woken](Self::wake) before: no report is kept longer than `interval` by a caller that does so.
     pub fn rotate_if_due(&self, interval: Duration) -> Duration {
         let batch = self.active.load();
-        let Some((first_ns, _)) = batch.times() else { return interval };
-        let age = Duration::from_nanos(self.now_ns().saturating_sub(first_ns));
+        let Some((first_ns, _)) = batch.times_ns() else { return interval };
+        let age = Duration::from_nanos(self.pool.now_ns().saturating_sub(first_ns));
         if age < interval {
             return interval - age;
         }
@@ -169,13 +197,15 @@ impl Buffer {
         self.active.load().is_closed() && self.pool.is_complete()
     }
 
-    /// When the first and the last report of a batch came, on the system's clock; `None` for an empty one.
-    #[must_use]
-    pub fn times(&self, batch: &Batch) -> Option<(SystemTime, SystemTime)> {
-        let (first_ns, last_ns) = batch.times()?;
-        let (now, now_ns) = (SystemTime::now(), self.now_ns());
-        let at = |ns| now - Duration::from_nanos(now_ns.saturating_sub(ns));
-        Some((at(first_ns), at(last_ns)))
+    /// Makes journals for batches to come, if there are to be any and too few are ready.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn prepare_journals(&self) -> io::Result<()> {
+        let Some(journals) = self.pool.journals.as_ref().filter(|journals| journals.is_short()) else { return Ok(()) };
+        journals.prepare()?;
+        self.pool.room.notify_waiters();
+        Ok(())
     }
 
     /// Makes a free batch the active one in the place of `full`, unless another thread has done so.
@@ -205,11 +235,6 @@ impl Buffer {
         self.pool.wake();
         true
     }
-
-    fn now_ns(&self) -> Nanos {
-        // 584 years fit; 0 stands for never.
-        (self.started.elapsed().as_nanos() as Nanos).max(1)
-    }
 }
 
 /// The calling thread's number: the index of the segment that it tries first, modulo the shards.
@@ -224,6 +249,7 @@ fn shard() -> usize {
 mod tests {
     use std::collections::HashMap;
     use std::thread;
+    use std::time::SystemTime;
 
     use proptest::prelude::*;
 
@@ -236,7 +262,7 @@ mod tests {
     }
 
     fn buffer(batches: usize, shards: usize, segment_bytes: usize) -> Buffer {
-        Buffer::new(Shape { batches, shards, segment_bytes })
+        Buffer::new(Shape { batches, shards, segment_bytes }, Ack::Memory, None)
     }
 
     /// The `n`th report of a writer, of about `len` bytes.
@@ -373,7 +399,7 @@ mod tests {
         let before = SystemTime::now();
         let ticket = buffer.append_to(1, &report).unwrap();
         buffer.append_to(0, &report).unwrap();
-        let (first, last) = buffer.times(&ticket.batch).unwrap();
+        let (first, last) = ticket.batch.times().unwrap();
         let slack = Duration::from_secs(1); // two clocks are read, one after the other
         assert!(before - slack <= first && first < last && last <= SystemTime::now() + slack);
     }

@@ -8,6 +8,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::json;
+use crate::buffer::NotKept;
 use crate::report::{Invalid, MAX_DEPTH};
 
 /// Seconds after which a client may try again.
@@ -32,6 +33,8 @@ pub(super) enum Refusal {
     TooManyInFlight,
     #[error("the buffer is full")]
     BufferFull,
+    #[error(transparent)]
+    NotKept(#[from] NotKept),
     #[error("the server is stopping")]
     Stopping,
 }
@@ -110,6 +113,12 @@ impl Refusal {
             Self::BufferFull => {
                 (UNAVAILABLE, "buffer-full", "Too busy", again("Reports come faster than they can be written to disk"))
             }
+            Self::NotKept(_) => (
+                UNAVAILABLE,
+                "not-kept",
+                "Report could not be kept",
+                "The report could not be written to the journal. Send it again in a moment.".to_owned(),
+            ),
             Self::Stopping => (UNAVAILABLE, "stopping", "Server is stopping", again("This server is stopping")),
         };
         let problem = Problem {

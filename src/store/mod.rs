@@ -1,14 +1,20 @@
 //! The data directory on disk: how a report file comes to be there, whole or not at all.
 
+pub mod journal;
+pub mod recover;
 pub mod report_file;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-pub use self::report_file::{Compression, Name};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+pub use self::journal::{Journal, Journals};
+pub use self::report_file::{Compression, Stem};
 
 const DIR_MODE: u32 = 0o750;
 const FILE_MODE: u32 = 0o640;
@@ -38,14 +44,21 @@ impl Store {
         let failed = |action| move |source| OpenError { action, path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(DIR_MODE).create(path).map_err(failed("make the directory"))?;
         let store = Self { path: path.to_owned() };
-        let probe = Temp::create(path.join(format!(".probe-{:08x}.tmp", random_id())));
-        let probe = probe.map_err(failed("make files in"))?;
-        let link = path.join(format!(".probe-{:08x}.link.tmp", random_id()));
+        let probe = Temp::create(path, "probe").map_err(failed("make files in"))?;
+        let link = probe.path.with_extension("link.tmp");
         fs::hard_link(&probe.path, &link).map_err(failed("make hard links in"))?;
         remove(&link);
         drop(probe);
         store.sync().map_err(failed("sync"))?;
         Ok(store)
+    }
+
+    /// Opens the journals of one server, each of `journal_bytes`.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn journals(&self, journal_bytes: usize) -> io::Result<Journals> {
+        Journals::open(&self.path, journal_bytes)
     }
 
     /// Compresses `lines` into a new report file, with `modified` as its time. Once this returns, the file is complete
@@ -56,18 +69,18 @@ impl Store {
     /// be made again.
     pub fn publish(
         &self,
-        name: &Name,
+        stem: &Stem,
         lines: &[&[u8]],
         modified: SystemTime,
         compression: Compression,
     ) -> io::Result<u64> {
-        let mut temp = Temp::create(self.path.join(format!(".{name}.tmp")))?;
+        let mut temp = Temp::create(&self.path, &stem.report_file())?;
         report_file::compress(lines, compression, &mut temp.file)?;
         temp.file.set_modified(modified)?;
         temp.file.sync_all()?;
         let bytes = temp.file.metadata()?.len();
 
-        let path = self.path.join(name.to_string());
+        let path = self.path.join(stem.report_file());
         // Never a rename: it would replace what is there.
         fs::hard_link(&temp.path, &path)?;
         Ok(bytes)
@@ -82,22 +95,50 @@ impl Store {
     }
 }
 
-/// A file that goes away again, unless it has got another name by then.
+/// A hidden file, locked by this process, that goes away again; what is to stay of it gets another name before.
+#[derive(Debug)]
 struct Temp {
     path: PathBuf,
     file: File,
 }
 
 impl Temp {
-    fn create(path: PathBuf) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
-        Ok(Self { path, file })
+    /// Makes `.STEM.RANDOM.tmp` in `dir`.
+    fn create(dir: &Path, stem: &str) -> io::Result<Self> {
+        loop {
+            let path = dir.join(format!(".{stem}.{:08x}.tmp", random_id()));
+            let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) if file.metadata()?.nlink() > 0 => return Ok(Self { path, file }),
+                // A recovery found it before it was locked, and removes it.
+                Ok(()) | Err(Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn is_named_so(name: &str) -> bool {
+        name.starts_with('.') && name.ends_with(".tmp")
     }
 }
 
 impl Drop for Temp {
     fn drop(&mut self) {
         remove(&self.path);
+    }
+}
+
+/// Opens and locks a file that nobody owns any more; `None` when somebody has it locked, or it is gone.
+fn orphan(path: &Path) -> io::Result<Option<File>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        // Between opening and locking, its owner or another recovery may have been done with it.
+        Ok(()) => Ok((file.metadata()?.nlink() > 0).then_some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -115,7 +156,7 @@ pub(crate) fn random_id() -> u32 {
 
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
     use super::*;
@@ -135,15 +176,15 @@ mod tests {
         assert!(names(&path).is_empty(), "the probe is gone");
 
         let modified = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
-        let name = Name::new(modified);
+        let name = Stem::new(modified);
         let bytes = store.publish(&name, &[b"{\"a\":1}\n", b"{}\n"], modified, COMPRESSION).unwrap();
-        assert_eq!(names(&path), [name.to_string()]);
-        let metadata = fs::metadata(path.join(name.to_string())).unwrap();
+        assert_eq!(names(&path), [name.report_file()]);
+        let metadata = fs::metadata(path.join(name.report_file())).unwrap();
         assert_eq!(metadata.len(), bytes);
         assert_eq!(metadata.permissions().mode() & 0o777, FILE_MODE);
         assert_eq!(metadata.nlink(), 1);
         assert_eq!(metadata.modified().unwrap(), modified);
-        let content = zstd::decode_all(File::open(path.join(name.to_string())).unwrap()).unwrap();
+        let content = zstd::decode_all(File::open(path.join(name.report_file())).unwrap()).unwrap();
         assert_eq!(content, b"{\"a\":1}\n{}\n");
     }
 
@@ -152,12 +193,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let now = SystemTime::now();
-        let name = Name::new(now);
-        fs::write(dir.path().join(name.to_string()), "precious").unwrap();
+        let name = Stem::new(now);
+        fs::write(dir.path().join(name.report_file()), "precious").unwrap();
         let error = store.publish(&name, &[b"{}\n"], now, COMPRESSION).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(names(dir.path()), [name.to_string()], "no temporary file is left");
-        assert_eq!(fs::read(dir.path().join(name.to_string())).unwrap(), b"precious");
+        assert_eq!(names(dir.path()), [name.report_file()], "no temporary file is left");
+        assert_eq!(fs::read(dir.path().join(name.report_file())).unwrap(), b"precious");
     }
 
     #[test]

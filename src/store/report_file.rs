@@ -11,10 +11,13 @@
 //! The content is one zstd frame with its content size and a checksum, and in it one report on each line.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Write};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use zstd::stream::raw::CParameter;
 
 use super::random_id;
@@ -23,15 +26,19 @@ use super::random_id;
 /// (`ZSTDMT_JOBSIZE_MIN`).
 const MIN_JOB_BYTES: usize = 512 * 1024;
 
-/// The name of a report file.
+const REPORT_FILE: &str = ".jsonl.zst";
+const JOURNAL: &str = ".jsonl";
+const TIME: &str = "%Y%m%dT%H%M%S.%9fZ";
+
+/// What the names of a report file and of the journal that it was have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Name {
+pub struct Stem {
     first: Timestamp,
     id: u32,
 }
 
-impl Name {
-    /// A new name for reports of which the first came at `first`.
+impl Stem {
+    /// A new stem for reports of which the first came at `first`.
     ///
     /// # Panics
     /// When `first` lies outside of the years -9999 to 9999.
@@ -40,12 +47,48 @@ impl Name {
         let first = Timestamp::try_from(first).expect("the clock shows a year of four digits");
         Self { first, id: random_id() }
     }
+
+    /// The stem of a journal's name; `None` when no netwatch-server gives such a name.
+    #[must_use]
+    pub fn of_journal(name: &str) -> Option<Self> {
+        let (first, id) = name.strip_prefix("reports-")?.strip_suffix(JOURNAL)?.rsplit_once('-')?;
+        let first = DateTime::strptime(TIME, first).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
+        let stem = Self { first, id: u32::from_str_radix(id, 16).ok()? };
+        // One way to write each, so that none is taken for another.
+        (stem.journal() == name).then_some(stem)
+    }
+
+    /// Another stem of the same time.
+    #[must_use]
+    pub fn renamed(&self) -> Self {
+        Self { id: random_id(), ..*self }
+    }
+
+    /// The name of the report file.
+    #[must_use]
+    pub fn report_file(&self) -> String {
+        format!("{self}{REPORT_FILE}")
+    }
+
+    /// The name of the journal.
+    #[must_use]
+    pub fn journal(&self) -> String {
+        format!("{self}{JOURNAL}")
+    }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for Stem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "reports-{}-{:08x}.jsonl.zst", self.first.strftime("%Y%m%dT%H%M%S.%9fZ"), self.id)
+        write!(f, "reports-{}-{:08x}", self.first.strftime(TIME), self.id)
     }
+}
+
+/// Whether a report file can be read to its end: one frame after the other, checksums included.
+///
+/// # Errors
+/// When it can't be read or is not sound.
+pub fn verify(file: File) -> io::Result<()> {
+    zstd::stream::copy_decode(file, io::sink())
 }
 
 /// How to compress.
@@ -88,14 +131,37 @@ mod tests {
 
     #[test]
     fn a_name_tells_its_time_to_the_nanosecond() {
-        let name = Name { first: "2026-11-22T15:05:12.000000789Z".parse().unwrap(), id: 0x5f3a };
-        assert_eq!(name.to_string(), "reports-20261122T150512.000000789Z-00005f3a.jsonl.zst");
+        let stem = Stem { first: "2026-11-22T15:05:12.000000789Z".parse().unwrap(), id: 0x5f3a };
+        assert_eq!(stem.report_file(), "reports-20261122T150512.000000789Z-00005f3a.jsonl.zst");
+        assert_eq!(stem.journal(), "reports-20261122T150512.000000789Z-00005f3a.jsonl");
+        assert_eq!(Stem::of_journal(&stem.journal()), Some(stem));
+    }
+
+    #[test]
+    fn a_name_that_looks_right_and_is_not_is_no_journals() {
+        for name in [
+            "",
+            "reports-.jsonl",
+            "reports-20261122T150512.000000789Z-00005f3a.jsonl.zst",
+            "reports-20261122T150512.000000789Z-00005f3a.json",
+            "reports-20261122T150512.000000789Z-00005F3A.jsonl",
+            "reports-20261122T150512.000000789Z-5f3a.jsonl",
+            "reports-20261122T150512.000000789Z-+0005f3a.jsonl",
+            "reports-20261122T150512.789Z-00005f3a.jsonl",
+            "reports-20261122T150512.000000789-00005f3a.jsonl",
+            "reports-20261322T150512.000000789Z-00005f3a.jsonl",
+            "reports-20261122T250512.000000789Z-00005f3a.jsonl",
+            ".reports-20261122T150512.000000789Z-00005f3a.jsonl",
+            "reports-20261122T150512.000000789Z-00005f3a.jsonl ",
+        ] {
+            assert_eq!(Stem::of_journal(name), None, "{name:?}");
+        }
     }
 
     #[test]
     fn names_sort_by_time_and_differ_at_the_same_time() {
         let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_700_000_000_000_000_009);
-        let name = |nanos| Name::new(time + Duration::from_nanos(nanos)).to_string();
+        let name = |nanos| Stem::new(time + Duration::from_nanos(nanos)).to_string();
         assert!(name(0) < name(1) && name(1) < name(1_000_000_000));
         assert_ne!(name(0), name(0));
     }

@@ -1,0 +1,164 @@
+//! Journals: what has been acknowledged and is not in a report file yet.
+//!
+//! A persisted format: changing it is a breaking change.
+//!
+//! ```text
+//! DATA_DIR/journal/reports-20261122T150512.123456789Z-5f3a9c01.jsonl
+//!                  └─ the stem of the report file that it becomes ─┘
+//!
+//!   {"clientId":"a"}\n{"clientId":"b"}\n\0\0\0\0\0\0\0…
+//!   └ one report on each line ─────────┘└ preallocated
+//! ```
+//!
+//! JSON never holds a NUL byte, so the first one marks the end. A journal belongs to the process that has it locked
+//! (flock); one that nobody has locked is an orphan and may be recovered by anybody. It is made as a hidden file, and
+//! keeps that name beside its own as long as its owner lives.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::{Errno, pwritev};
+
+use super::{DIR_MODE, Stem, Temp, remove};
+
+/// Where the journals lie within the data directory.
+const DIR: &str = "journal";
+
+/// Journals that are kept ready: one for the next batch, and one more for a burst that fills it at once.
+const READY: usize = 2;
+
+/// The journals of one server: made ahead of time, so that a full disk shows before a report is taken.
+#[derive(Debug)]
+pub struct Journals {
+    dir: PathBuf,
+    journal_bytes: u64,
+    ready: ArrayQueue<Journal>,
+}
+
+/// One batch's journal, locked by this process.
+#[derive(Debug)]
+pub struct Journal {
+    temp: Temp,
+    path: OnceLock<PathBuf>,
+    /// Bytes of whole lines. Only the leader of a group commit moves it.
+    len: AtomicU64,
+}
+
+/// The directory of the journals within `data_dir`.
+pub(super) fn dir(data_dir: &Path) -> PathBuf {
+    data_dir.join(DIR)
+}
+
+impl Journals {
+    /// Makes the first journals, each of `journal_bytes`, and their directory (0750) if it is not there.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open(data_dir: &Path, journal_bytes: usize) -> io::Result<Self> {
+        let dir = dir(data_dir);
+        let journals = Self { dir, journal_bytes: journal_bytes as u64, ready: ArrayQueue::new(READY) };
+        journals.prepare()?;
+        Ok(journals)
+    }
+
+    /// Makes as many journals as are to be kept ready.
+    ///
+    /// # Errors
+    /// Those of the file system, such as that it is full. What was made before stays.
+    pub fn prepare(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(DIR_MODE).create(&self.dir)?;
+        while !self.ready.is_full() {
+            let journal = Journal::create(&self.dir, self.journal_bytes)?;
+            // Only this call adds any; if it was not alone, the journal is dropped again.
+            drop(self.ready.push(journal));
+        }
+        Ok(())
+    }
+
+    /// A journal that is ready; `None` when more have been taken than [`prepare`](Self::prepare) could make.
+    #[must_use]
+    pub fn take(&self) -> Option<Journal> {
+        self.ready.pop()
+    }
+
+    /// Whether [`prepare`](Self::prepare) has something to do.
+    #[must_use]
+    pub fn is_short(&self) -> bool {
+        !self.ready.is_full()
+    }
+}
+
+impl Journal {
+    fn create(dir: &Path, bytes: u64) -> io::Result<Self> {
+        let temp = Temp::create(dir, "journal")?;
+        match fallocate(&temp.file, FallocateFlags::empty(), 0, bytes) {
+            // A file system that can't: a full disk will show later.
+            Err(Errno::OPNOTSUPP) => temp.file.set_len(bytes)?,
+            allocated => allocated?,
+        }
+        Ok(Self { temp, path: OnceLock::new(), len: AtomicU64::new(0) })
+    }
+
+    /// Gives the journal its name. After this it is worth recovering.
+    ///
+    /// # Errors
+    /// Those of the file system; `AlreadyExists` when the name is taken.
+    pub fn name(&self, stem: &Stem) -> io::Result<()> {
+        let path = self.temp.path.with_file_name(stem.journal());
+        fs::hard_link(&self.temp.path, &path)?;
+        self.path.set(path).expect("a journal is named once");
+        Ok(())
+    }
+
+    /// Appends whole lines, all of them or, as far as a reader can tell, none.
+    ///
+    /// # Errors
+    /// Those of the file system. The journal must not be appended to after that.
+    pub fn append(&self, lines: &mut [IoSlice<'_>]) -> io::Result<()> {
+        // Relaxed: the leader's role, which orders its holders, is what allows this call.
+        let mut offset = self.len.load(Ordering::Relaxed);
+        let mut left = lines;
+        while !left.is_empty() {
+            match pwritev(&self.temp.file, left, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut left, written);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.len.store(offset, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Brings what has been appended to the disk.
+    ///
+    /// # Errors
+    /// Those of the file system. After that nobody knows what is on disk, and asking again would not tell.
+    pub fn sync(&self) -> io::Result<()> {
+        self.temp.file.sync_data()
+    }
+
+    /// Brings the journal's name to the disk.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn sync_name(&self) -> io::Result<()> {
+        File::open(self.temp.path.parent().expect("it lies in a directory"))?.sync_all()
+    }
+
+    /// Removes the journal: its reports are in a report file.
+    pub fn discard(&self) {
+        if let Some(path) = self.path.get() {
+            remove(path);
+        }
+    }
+}

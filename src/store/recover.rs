@@ -1,0 +1,243 @@
+//! Orphan journals → report files.
+//!
+//! An orphan is a journal that no process has locked: its owner has died. For each one:
+//!
+//! - If its report file is there and sound, the crash fell between publishing and discarding: it is discarded now.
+//! - Else every complete, valid line is published under the journal's stem, and then the journal is discarded.
+//! - Bytes that are no complete, valid line were never acknowledged, or the disk has changed them. They are put aside
+//!   in `DATA_DIR/quarantine/`, for a person to look at.
+//!
+//! A crash at any point leaves the journal, and the next recovery does the same again.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::{Compression, DIR_MODE, Stem, Store, Temp, journal, orphan, remove, report_file};
+use crate::report::Report;
+
+const QUARANTINE: &str = "quarantine";
+
+/// What a recovery has done.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Recovered {
+    /// Journals of which there is a report file now.
+    pub journals: usize,
+    /// Reports that were published.
+    pub reports: usize,
+    /// Bytes that were put aside.
+    pub quarantined_bytes: usize,
+    /// Journals that could not be recovered this time. They are still there.
+    pub failed: usize,
+}
+
+/// Recovers every orphan there is. What goes wrong with one is logged, and does not keep the others.
+///
+/// # Errors
+/// When the directory of the journals can't be read.
+pub fn recover(store: &Store, compression: Compression) -> io::Result<Recovered> {
+    let mut recovered = Recovered::default();
+    // What a server was making when it died.
+    for dir in [&store.path, &journal::dir(&store.path), &store.path.join(QUARANTINE)] {
+        for path in paths(dir)?.into_iter().filter(|path| Temp::is_named_so(name(path))) {
+            if orphan(&path)?.is_some() {
+                remove(&path);
+            }
+        }
+    }
+    for path in paths(&journal::dir(&store.path))? {
+        let done = match Stem::of_journal(name(&path)) {
+            Some(stem) => recover_one(store, &path, &stem, compression, &mut recovered),
+            None if Temp::is_named_so(name(&path)) => Ok(()),
+            None => {
+                tracing::warn!(file = %path.display(), "no netwatch-server has named this file; it is left alone");
+                Ok(())
+            }
+        };
+        if let Err(error) = done {
+            tracing::error!(file = %path.display(), %error, "can't recover this journal; it is kept");
+            recovered.failed += 1;
+        }
+    }
+    Ok(recovered)
+}
+
+/// What lies in a directory, in the order of the names; nothing if it is not there.
+fn paths(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
+    };
+    paths.sort();
+    Ok(paths)
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+fn recover_one(
+    store: &Store,
+    path: &Path,
+    stem: &Stem,
+    compression: Compression,
+    recovered: &mut Recovered,
+) -> io::Result<()> {
+    let Some(mut file) = orphan(path)? else { return Ok(()) };
+    let mut stem = *stem;
+    if let Ok(report_file) = File::open(store.path.join(stem.report_file())) {
+        match report_file::verify(report_file) {
+            Ok(()) => {
+                remove(path);
+                return Ok(());
+            }
+            // It stays where it is, for a person to look at.
+            Err(error) => {
+                tracing::error!(file = stem.report_file(), %error, "a report file is not sound; its journal is published anew");
+                stem = stem.renamed();
+            }
+        }
+    }
+    let modified = file.metadata()?.modified()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let content = Content::of(&bytes);
+    if !content.rest.is_empty() {
+        quarantine(store, path, &content, recovered)?;
+    }
+    if !content.lines.is_empty() {
+        publish(store, &stem, &content.lines, modified, compression)?;
+        let reports: usize = content.lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum();
+        tracing::info!(file = stem.report_file(), reports, "recovered");
+        recovered.reports += reports;
+    }
+    remove(path);
+    recovered.journals += 1;
+    Ok(())
+}
+
+fn publish(
+    store: &Store,
+    stem: &Stem,
+    lines: &[&[u8]],
+    modified: SystemTime,
+    compression: Compression,
+) -> io::Result<()> {
+    store.publish(stem, lines, modified, compression)?;
+    store.sync()
+}
+
+/// A journal's bytes, told apart.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Content<'a> {
+    /// Runs of complete, valid lines.
+    lines: Vec<&'a [u8]>,
+    /// What is neither that nor preallocated, with its offset.
+    rest: Vec<(usize, &'a [u8])>,
+}
+
+impl<'a> Content<'a> {
+    fn of(bytes: &'a [u8]) -> Self {
+        let mut content = Self::default();
+        let mut offset = 0;
+        // Where the run of valid lines that ends at `offset` began.
+        let mut run = 0;
+        while offset < bytes.len() {
+            let left = &bytes[offset..];
+            let end = memchr::memchr(b'\n', left).map(|newline| newline + 1);
+            let valid = end.filter(|end| is_line(&left[..*end]));
+            if let Some(len) = valid {
+                offset += len;
+                continue;
+            }
+            content.lines.extend((run < offset).then(|| &bytes[run..offset]));
+            // Zeros to the end, or to the next line that may be one.
+            let zeros = left.iter().take_while(|byte| **byte == 0).count();
+            let bad = if zeros > 0 { 0 } else { end.unwrap_or_else(|| torn_len(left)) };
+            content.rest.extend((bad > 0).then(|| (offset, &left[..bad])));
+            offset += bad.max(zeros);
+            run = offset;
+        }
+        content.lines.extend((run < offset).then(|| &bytes[run..offset]));
+        content
+    }
+}
+
+/// The length of a line that has no end: up to the zeros that follow it, if only those do.
+fn torn_len(left: &[u8]) -> usize {
+    left.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+}
+
+/// Whether these bytes, with their line break, are a line as the server writes them.
+fn is_line(line: &[u8]) -> bool {
+    let text = &line[..line.len() - 1];
+    Report::check(text).is_ok_and(|report| report.as_bytes() == text)
+}
+
+fn quarantine(store: &Store, path: &Path, content: &Content<'_>, recovered: &mut Recovered) -> io::Result<()> {
+    let dir = store.path.join(QUARANTINE);
+    DirBuilder::new().recursive(true).mode(DIR_MODE).create(&dir)?;
+    let bytes: usize = content.rest.iter().map(|(_, rest)| rest.len()).sum();
+    let first_offset = content.rest[0].0;
+    let name = name(path);
+    let aside = dir.join(name);
+    if !aside.exists() {
+        let mut temp = Temp::create(&dir, name)?;
+        for (_, rest) in &content.rest {
+            temp.file.write_all(rest)?;
+        }
+        temp.file.sync_all()?;
+        fs::hard_link(&temp.path, &aside)?;
+    }
+    tracing::warn!(
+        file = %path.display(), offset = first_offset, bytes, aside = %aside.display(),
+        "a journal holds bytes that are no report; they are put aside"
+    );
+    recovered.quarantined_bytes += bytes;
+    Ok(())
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_and_zeros_are_all_that_a_sound_journal_holds() {
+        let bytes = b"{\"a\":1}\n{}\n\0\0\0\0";
+        assert_eq!(Content::of(bytes), Content { lines: vec![&bytes[..11]], rest: vec![] });
+        assert_eq!(Content::of(b""), Content::default());
+        assert_eq!(Content::of(b"\0\0"), Content::default());
+    }
+
+    #[test]
+    fn a_torn_tail_is_told_from_the_zeros_behind_it() {
+        let bytes = b"{\"a\":1}\n{\"b\":\0\0";
+        assert_eq!(Content::of(bytes), Content { lines: vec![&bytes[..8]], rest: vec![(8, &bytes[8..13])] });
+    }
+
+    #[test]
+    fn what_follows_a_line_that_is_none_is_kept() {
+        let bytes = b"{}\n{\"a\":\x01}\n{}\nno\n";
+        let content =
+            Content { lines: vec![&bytes[..3], &bytes[11..14]], rest: vec![(3, &bytes[3..11]), (14, &bytes[14..])] };
+        assert_eq!(Content::of(bytes), content);
+    }
+
+    #[test]
+    fn a_journal_cut_anywhere_gives_its_whole_lines_and_no_others() {
+        let bytes = b"{\"a\":1}\n{\"b\":[1,2]}\n{\"c\":\"x\"}\n";
+        for cut in 0..bytes.len() {
+            for zeros in [0, 5] {
+                let mut journal = bytes[..cut].to_vec();
+                journal.resize(cut + zeros, 0);
+                let whole = memchr::memrchr(b'\n', &bytes[..cut]).map_or(0, |newline| newline + 1);
+                let content = Content::of(&journal);
+                assert_eq!(content.lines.concat(), &bytes[..whole]);
+                let rest: Vec<u8> = content.rest.iter().flat_map(|(_, rest)| rest.to_vec()).collect();
+                assert_eq!(rest, &bytes[whole..cut]);
+            }
+        }
+    }
+}
