@@ -51,6 +51,12 @@ pub const SETTINGS: &[Setting] = &[
     setting("BATCH_BYTES", "10MiB", SIZE, "A batch is flushed when it holds this much, uncompressed."),
     setting("FLUSH_INTERVAL", "60s", DURATION, "A batch is flushed when its first report is this old."),
     setting("BUFFER_BYTES", "64MiB", SIZE, "Memory for all batches: the active one and those that wait to be flushed."),
+    setting(
+        "MIN_FREE_BYTES",
+        "64MiB",
+        SIZE,
+        "With less free on the disk, new reports are refused; what is held is still flushed.",
+    ),
     setting("ZSTD_LEVEL", "1", LEVEL, "How hard to compress."),
     setting("ZSTD_THREADS", "auto", AUTO_COUNT, "Threads that compress one file."),
     setting("MAX_BODY_BYTES", "1MiB", SIZE, "The longest request body."),
@@ -90,6 +96,8 @@ pub struct Config {
     pub flush_interval: Duration,
     #[serde(deserialize_with = "size")]
     pub buffer_bytes: usize,
+    #[serde(deserialize_with = "size")]
+    pub min_free_bytes: usize,
     pub zstd_level: i32,
     #[serde(deserialize_with = "auto_count")]
     pub zstd_threads: usize,

@@ -22,6 +22,9 @@ const NICE: i32 = 5;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 
+/// The longest time between two looks at the disk.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Pause between two looks for orphan journals.
 const RECOVER_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -34,6 +37,8 @@ pub struct Flusher {
     pub store: Arc<Store>,
     /// How to compress them.
     pub compression: Compression,
+    /// With fewer bytes free on the disk, new reports are refused.
+    pub min_free_bytes: u64,
     /// How old the first report of a batch may become before it is flushed.
     pub interval: Duration,
 }
@@ -52,6 +57,7 @@ impl Flusher {
         be_nice();
         self.buffer.wake(thread::current());
         while !self.buffer.is_drained() {
+            self.watch_disk();
             let prepared = self.buffer.prepare_journals();
             let wait = match self.buffer.next_sealed() {
                 Some(batch) => {
@@ -63,13 +69,26 @@ impl Flusher {
                 }
                 None => self.buffer.rotate_if_due(self.interval),
             };
-            match prepared {
-                Ok(()) => thread::park_timeout(wait),
-                Err(error) => {
-                    let retry_ms = RETRY_LAST.as_millis() as u64;
-                    tracing::error!(%error, retry_ms, "can't make a journal; without one there will be no room");
-                    thread::park_timeout(wait.min(RETRY_LAST));
-                }
+            if let Err(error) = prepared {
+                tracing::error!(%error, "can't make a journal; without one there will be no room");
+            }
+            thread::park_timeout(wait.min(LOOK_INTERVAL));
+        }
+    }
+
+    /// Has new reports refused while the disk is nearly full, so that there is room for those that are held.
+    fn watch_disk(&self) {
+        let full = match self.store.free_bytes() {
+            Ok(free_bytes) => free_bytes < self.min_free_bytes,
+            Err(error) => {
+                tracing::error!(%error, "can't tell how full the disk is");
+                false
+            }
+        };
+        if self.buffer.set_disk_full(full) != full {
+            match full {
+                true => tracing::error!(min_free_bytes = self.min_free_bytes, "the disk is full; reports are refused"),
+                false => tracing::info!("the disk has room again; reports are taken"),
             }
         }
     }

@@ -32,6 +32,11 @@ enum Command {
         /// The data directory [default: DATA_DIR]
         dir: Option<PathBuf>,
     },
+    /// Read every report file and journal and say which are sound: exit code 1 if one is not.
+    Verify {
+        /// The data directory [default: DATA_DIR]
+        dir: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
         None => serve(),
         Some(Command::Healthcheck) => healthcheck(),
         Some(Command::Recover { dir }) => recover(dir),
+        Some(Command::Verify { dir }) => verify(dir),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -104,6 +110,21 @@ fn recover(dir: Option<PathBuf>) -> Done {
         recovered.journals, recovered.reports, recovered.quarantined_bytes, recovered.failed
     );
     if recovered.failed > 0 { Err("not all journals could be recovered".into()) } else { Ok(()) }
+}
+
+fn verify(dir: Option<PathBuf>) -> Done {
+    let dir = dir.map_or_else(|| Config::from_env().map(|config| config.data_dir), Ok)?;
+    let verdicts = store::verify::verify(&dir).map_err(|error| format!("can't read {}: {error}", dir.display()))?;
+    for store::verify::Verdict { path, reports } in &verdicts {
+        match reports {
+            Ok(reports) => println!("{}: sound, {reports} reports", path.display()),
+            Err(reason) => println!("{}: NOT SOUND: {reason}", path.display()),
+        }
+    }
+    match verdicts.iter().filter(|verdict| verdict.reports.is_err()).count() {
+        0 => Ok(()),
+        unsound => Err(format!("{unsound} of {} files are not sound", verdicts.len()).into()),
+    }
 }
 
 fn log_to_stderr(config: &Config) {

@@ -85,6 +85,7 @@ pub async fn run(
         buffer: Arc::clone(&buffer),
         store,
         compression: config.compression(),
+        min_free_bytes: config.min_free_bytes as u64,
         interval: config.flush_interval,
     }
     .spawn()?;

@@ -126,6 +126,32 @@ fn a_full_buffer_is_a_503_and_what_was_acknowledged_is_kept_until_the_disk_is_ba
 }
 
 #[test]
+fn a_disk_that_is_nearly_full_is_a_503_before_anything_is_taken() {
+    let server = Server::start(&[("MIN_FREE_BYTES", "1EiB")]);
+    server.wait_for_log("the disk is full; reports are refused", |_| true);
+    let refused = server.post("{}");
+    refused.assert_problem(503, "disk-full");
+    assert!(refused.headers.contains_key("retry-after"));
+    let ready = server.get("/readyz");
+    assert_eq!((ready.status, &ready.json()["reason"]), (503, &"the disk is full".into()));
+    assert_eq!(server.get("/livez").status, 200);
+    assert!(server.stop().is_empty());
+}
+
+#[test]
+fn a_journal_that_can_not_be_written_is_a_503_and_never_a_200() {
+    for ack in ["journal", "disk"] {
+        let server = Server::start(&[("ACK", ack)]);
+        let aside = server.data_dir.with_extension("aside");
+        fs::rename(&server.data_dir, &aside).unwrap();
+        server.post("{\"n\":1}").assert_problem(503, "not-kept");
+        fs::rename(&aside, &server.data_dir).unwrap();
+        wait_until("reports are taken again", || (server.post("{\"n\":2}").status == 200).then_some(()));
+        assert!(server.stop().contains(&"{\"n\":2}".to_owned()));
+    }
+}
+
+#[test]
 fn bodies_in_flight_are_bounded_together() {
     let server = Server::start(&[("INFLIGHT_BYTES", "1MiB")]);
     let report = format!("{{\"pad\":\"{}\"}}", "x".repeat(1_000_000));

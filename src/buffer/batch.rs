@@ -165,8 +165,9 @@ impl Pool {
         (self.started.elapsed().as_nanos() as Nanos).max(1)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.free.is_empty()
+    /// Whether there is memory for another batch, and a journal if there are any.
+    pub(super) fn can_lease(&self) -> bool {
+        !self.free.is_empty() && self.journals.as_ref().is_none_or(Journals::is_ready)
     }
 
     /// Whether every batch has given its memory back.

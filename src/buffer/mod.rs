@@ -12,7 +12,7 @@ mod segment;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ pub struct Buffer {
     active: ArcSwap<Batch>,
     sealed: ArrayQueue<Arc<Batch>>,
     pool: Arc<Pool>,
+    disk_full: AtomicBool,
     segment_bytes: usize,
 }
 
@@ -88,6 +89,9 @@ pub enum Refused {
     /// All batches wait to be flushed. There may be room in a moment: see [`Buffer::room`].
     #[error("all batches wait to be flushed")]
     Full,
+    /// There is hardly room on the disk for the reports that are held already.
+    #[error("the disk is full")]
+    DiskFull,
     /// The server is stopping.
     #[error("the buffer is closed")]
     Closed,
@@ -109,6 +113,7 @@ impl Buffer {
             active: ArcSwap::new(first),
             sealed: ArrayQueue::new(shape.batches),
             pool,
+            disk_full: AtomicBool::new(false),
             segment_bytes: shape.segment_bytes,
         }
     }
@@ -127,6 +132,9 @@ impl Buffer {
     fn append_to(&self, shard: usize, report: &Report<'_>) -> Result<Ticket, Refused> {
         let line = report.as_bytes();
         assert!(line.len() < self.segment_bytes, "a report of {} bytes in no segment", line.len());
+        if self.is_disk_full() {
+            return Err(Refused::DiskFull);
+        }
         let now_ns = self.pool.now_ns();
         loop {
             // The guard is held for one append only: what it protects can't be recycled meanwhile.
@@ -150,7 +158,19 @@ impl Buffer {
     /// Whether the next append would find room.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        !self.pool.is_empty() || !self.active.load().is_sealed()
+        self.pool.can_lease() || !self.active.load().is_sealed()
+    }
+
+    /// Whether reports are refused because the disk is full.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        // Relaxed: it stands for itself.
+        self.disk_full.load(Ordering::Relaxed)
+    }
+
+    /// Has reports refused because the disk is full, or taken again; returns what was so before.
+    pub fn set_disk_full(&self, full: bool) -> bool {
+        self.disk_full.swap(full, Ordering::Relaxed)
     }
 
     /// Names the thread to wake (by unparking it) when a batch has been sealed, or has given its memory back. The first

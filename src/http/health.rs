@@ -31,6 +31,8 @@ pub(super) fn ready(app: &App) -> Response<Full<Bytes>> {
 fn not_ready(app: &App) -> Option<&'static str> {
     if app.is_draining() {
         Some("the server is stopping")
+    } else if app.buffer.is_disk_full() {
+        Some("the disk is full")
     } else if !app.buffer.has_room() {
         Some("the buffer is full: reports come faster than they can be written to disk")
     } else {

@@ -140,14 +140,14 @@ async fn append(app: &App, report: &Report<'_>) -> Result<Ticket, Refusal> {
             room.as_mut().enable();
             match app.buffer.append(report) {
                 Ok(ticket) => return Ok(ticket),
-                Err(Refused::Closed) => return Err(Refusal::Stopping),
                 Err(Refused::Full) => room.await,
+                Err(refused) => return Err(refused.into()),
             }
         }
     };
     match app.buffer.append(report) {
         Ok(ticket) => Ok(ticket),
-        Err(Refused::Closed) => Err(Refusal::Stopping),
-        Err(Refused::Full) => timeout(ROOM_TIMEOUT, waits).await.unwrap_or(Err(Refusal::BufferFull)),
+        Err(Refused::Full) => timeout(ROOM_TIMEOUT, waits).await.unwrap_or(Err(Refused::Full.into())),
+        Err(refused) => Err(refused.into()),
     }
 }

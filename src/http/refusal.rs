@@ -8,7 +8,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::json;
-use crate::buffer::NotKept;
+use crate::buffer::{NotKept, Refused};
 use crate::report::{Invalid, MAX_DEPTH};
 
 /// Seconds after which a client may try again.
@@ -31,12 +31,10 @@ pub(super) enum Refusal {
     BodyBroken(hyper::Error),
     #[error("too many bodies in flight")]
     TooManyInFlight,
-    #[error("the buffer is full")]
-    BufferFull,
+    #[error(transparent)]
+    Refused(#[from] Refused),
     #[error(transparent)]
     NotKept(#[from] NotKept),
-    #[error("the server is stopping")]
-    Stopping,
 }
 
 /// RFC 9457, as `application/problem+json`.
@@ -110,7 +108,10 @@ impl Refusal {
             Self::TooManyInFlight => {
                 (UNAVAILABLE, "too-many-in-flight", "Too busy", again("Too many long bodies are being received"))
             }
-            Self::BufferFull => {
+            Self::Refused(Refused::DiskFull) => {
+                (UNAVAILABLE, "disk-full", "Disk full", again("There is no room on the server's disk"))
+            }
+            Self::Refused(Refused::Full) => {
                 (UNAVAILABLE, "buffer-full", "Too busy", again("Reports come faster than they can be written to disk"))
             }
             Self::NotKept(_) => (
@@ -119,7 +120,9 @@ impl Refusal {
                 "Report could not be kept",
                 "The report could not be written to the journal. Send it again in a moment.".to_owned(),
             ),
-            Self::Stopping => (UNAVAILABLE, "stopping", "Server is stopping", again("This server is stopping")),
+            Self::Refused(Refused::Closed) => {
+                (UNAVAILABLE, "stopping", "Server is stopping", again("This server is stopping"))
+            }
         };
         let problem = Problem {
             r#type: format!("tag:netwatch-server,2026:{name}"),

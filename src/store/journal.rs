@@ -72,7 +72,11 @@ impl Journals {
     /// # Errors
     /// Those of the file system, such as that it is full. What was made before stays.
     pub fn prepare(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(DIR_MODE).create(&self.dir)?;
+        // Not the data directory itself: if that is gone, what is to come back may be a disk that is not mounted.
+        match DirBuilder::new().mode(DIR_MODE).create(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => created?,
+        }
         while !self.ready.is_full() {
             let journal = Journal::create(&self.dir, self.journal_bytes)?;
             // Only this call adds any; if it was not alone, the journal is dropped again.
@@ -85,6 +89,12 @@ impl Journals {
     #[must_use]
     pub fn take(&self) -> Option<Journal> {
         self.ready.pop()
+    }
+
+    /// Whether there is one to take.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
     }
 
     /// Whether [`prepare`](Self::prepare) has something to do.

@@ -3,6 +3,7 @@
 pub mod journal;
 pub mod recover;
 pub mod report_file;
+pub mod verify;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -84,6 +85,15 @@ impl Store {
         // Never a rename: it would replace what is there.
         fs::hard_link(&temp.path, &path)?;
         Ok(bytes)
+    }
+
+    /// Bytes that are free on the disk for users that are not root.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let disk = rustix::fs::statvfs(&self.path)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// Brings the names of all published files to the disk.

@@ -65,7 +65,7 @@ pub fn recover(store: &Store, compression: Compression) -> io::Result<Recovered>
 }
 
 /// What lies in a directory, in the order of the names; nothing if it is not there.
-fn paths(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn paths(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
@@ -74,7 +74,7 @@ fn paths(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn name(path: &Path) -> &str {
+pub(super) fn name(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
@@ -88,8 +88,8 @@ fn recover_one(
     let Some(mut file) = orphan(path)? else { return Ok(()) };
     let mut stem = *stem;
     if let Ok(report_file) = File::open(store.path.join(stem.report_file())) {
-        match report_file::verify(report_file) {
-            Ok(()) => {
+        match report_file::decode(report_file) {
+            Ok(_) => {
                 remove(path);
                 return Ok(());
             }
@@ -131,15 +131,15 @@ fn publish(
 
 /// A journal's bytes, told apart.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Content<'a> {
+pub(super) struct Content<'a> {
     /// Runs of complete, valid lines.
-    lines: Vec<&'a [u8]>,
+    pub(super) lines: Vec<&'a [u8]>,
     /// What is neither that nor preallocated, with its offset.
-    rest: Vec<(usize, &'a [u8])>,
+    pub(super) rest: Vec<(usize, &'a [u8])>,
 }
 
 impl<'a> Content<'a> {
-    fn of(bytes: &'a [u8]) -> Self {
+    pub(super) fn of(bytes: &'a [u8]) -> Self {
         let mut content = Self::default();
         let mut offset = 0;
         // Where the run of valid lines that ends at `offset` began.

@@ -51,11 +51,21 @@ impl Stem {
     /// The stem of a journal's name; `None` when no netwatch-server gives such a name.
     #[must_use]
     pub fn of_journal(name: &str) -> Option<Self> {
-        let (first, id) = name.strip_prefix("reports-")?.strip_suffix(JOURNAL)?.rsplit_once('-')?;
+        Self::parse(name.strip_suffix(JOURNAL)?)
+    }
+
+    /// The stem of a report file's name; `None` when no netwatch-server gives such a name.
+    #[must_use]
+    pub fn of_report_file(name: &str) -> Option<Self> {
+        Self::parse(name.strip_suffix(REPORT_FILE)?)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (first, id) = text.strip_prefix("reports-")?.rsplit_once('-')?;
         let first = DateTime::strptime(TIME, first).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
         let stem = Self { first, id: u32::from_str_radix(id, 16).ok()? };
         // One way to write each, so that none is taken for another.
-        (stem.journal() == name).then_some(stem)
+        (stem.to_string() == text).then_some(stem)
     }
 
     /// Another stem of the same time.
@@ -83,12 +93,17 @@ impl fmt::Display for Stem {
     }
 }
 
-/// Whether a report file can be read to its end: one frame after the other, checksums included.
+/// Reads a report file to its end, checksum included.
 ///
 /// # Errors
-/// When it can't be read or is not sound.
-pub fn verify(file: File) -> io::Result<()> {
-    zstd::stream::copy_decode(file, io::sink())
+/// When it can't be read or is not sound. No report file is empty.
+pub fn decode(file: File) -> io::Result<Vec<u8>> {
+    let lines = zstd::decode_all(file)?;
+    // zstd takes no frame at all for a sound one.
+    if lines.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "there is nothing in it"));
+    }
+    Ok(lines)
 }
 
 /// How to compress.
@@ -135,6 +150,7 @@ mod tests {
         assert_eq!(stem.report_file(), "reports-20261122T150512.000000789Z-00005f3a.jsonl.zst");
         assert_eq!(stem.journal(), "reports-20261122T150512.000000789Z-00005f3a.jsonl");
         assert_eq!(Stem::of_journal(&stem.journal()), Some(stem));
+        assert_eq!(Stem::of_report_file(&stem.report_file()), Some(stem));
     }
 
     #[test]

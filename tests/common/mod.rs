@@ -143,7 +143,7 @@ impl Drop for Server {
 pub(crate) fn report_files(dir: &Path) -> Vec<PathBuf> {
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> = names.filter(|name| !(name.starts_with(".reports-") && name.ends_with(".tmp"))).collect();
-    names.retain(|name| name != "journal");
+    names.retain(|name| name != "journal" && name != "quarantine");
     names.sort();
     assert!(names.iter().all(|name| name.starts_with("reports-") && name.ends_with(".jsonl.zst")), "{names:?}");
     names.into_iter().map(|name| dir.join(name)).collect()

@@ -1,0 +1,47 @@
+//! Is what lies in a data directory sound?
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::recover::{Content, name, paths};
+use super::{Stem, journal, report_file};
+
+/// What was found of one file.
+#[derive(Debug)]
+pub struct Verdict {
+    /// The report file or journal.
+    pub path: PathBuf,
+    /// The reports in it, or why it is not sound.
+    pub reports: Result<usize, String>,
+}
+
+/// Reads every report file and every journal in `data_dir`. Journals that are in use are sound as far as they go.
+///
+/// # Errors
+/// When a directory can't be read.
+pub fn verify(data_dir: &Path) -> io::Result<Vec<Verdict>> {
+    fs::read_dir(data_dir)?;
+    let report_files = paths(data_dir)?.into_iter().filter(|path| Stem::of_report_file(name(path)).is_some());
+    let journals = paths(&journal::dir(data_dir))?.into_iter().filter(|path| Stem::of_journal(name(path)).is_some());
+    let report_files = report_files.map(|path| Verdict { reports: verify_report_file(&path), path });
+    let journals = journals.map(|path| Verdict { reports: verify_journal(&path), path });
+    Ok(report_files.chain(journals).collect())
+}
+
+fn verify_report_file(path: &Path) -> Result<usize, String> {
+    let lines = File::open(path).and_then(report_file::decode).map_err(|error| error.to_string())?;
+    sound(&lines)
+}
+
+fn verify_journal(path: &Path) -> Result<usize, String> {
+    sound(&fs::read(path).map_err(|error| error.to_string())?)
+}
+
+fn sound(bytes: &[u8]) -> Result<usize, String> {
+    let content = Content::of(bytes);
+    match content.rest.first() {
+        None => Ok(content.lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum()),
+        Some((offset, rest)) => Err(format!("{} bytes at offset {offset} are no report", rest.len())),
+    }
+}
