@@ -2,7 +2,7 @@
 
 LOOM_TARGET ?= $(or $(CARGO_TARGET_DIR),target)/loom
 
-.PHONY: run build check fmt clippy test loom doc bench loadtest docker
+.PHONY: run build check fmt clippy test crash loom doc bench loadtest docker
 
 run: ## Build, and serve on :8080 with files in ./data/reports
 	cargo run --release
@@ -20,6 +20,10 @@ clippy:
 
 test:
 	cargo test
+
+# A thousand rounds of kill -9; CRASH_SEED replays the rounds of a run.
+crash:
+	CRASH_ROUNDS=1000 cargo test --release --test crash -- --nocapture
 
 # The lock-free protocol under every interleaving. The flag reaches all crates, so they are built apart.
 loom:

@@ -6,11 +6,13 @@
 //!    how long that takes. `ingest` receives the body, within `MAX_BODY_BYTES`.
 //! 2. [`report`] checks the body: UTF-8, JSON, an object, not too deep. What comes out is one line.
 //! 3. [`buffer`] appends the line to the active batch: reserve, copy, commit, in the segment of the calling thread,
-//!    without a lock. Then the client is told 200.
-//! 4. The batch is full, or its first report `FLUSH_INTERVAL` old: a free batch takes its place, and it is sealed.
-//! 5. [`flush`] waits for the last writer of the sealed batch and hands its lines to [`store`], which compresses them
+//!    without a lock.
+//! 4. The task waits for its ticket: one of those that wait writes all that is new to the batch's journal in [`store`],
+//!    and syncs it if `ACK` says so. Then the clients are told 200.
+//! 5. The batch is full, or its first report `FLUSH_INTERVAL` old: a free batch takes its place, and it is sealed.
+//! 6. [`flush`] waits for the last writer of the sealed batch and hands its lines to [`store`], which compresses them
 //!    into a temporary file, syncs it, links it to its final name and syncs the directory.
-//! 6. The last reference to the batch is dropped, and with that its memory is free for the next one.
+//! 7. The journal is dropped. The last reference to the batch is dropped, and with that its memory is free for the next one.
 //!
 //! ```text
 //!   http  ──►  buffer  ──►  store         imports run this way only
@@ -21,18 +23,24 @@
 //!
 //! - A report that was answered with 200 is in exactly one batch, and a batch becomes exactly one file. A batch whose
 //!   file can't be written is kept and tried again, until the process ends.
-//! - A request that was answered with anything else left nothing behind.
+//! - A request that was refused left nothing behind, but for one case: when a journal can't be written, the reports that
+//!   waited for it are refused, and may be flushed all the same.
 //! - A file has its final name only when it is complete and on disk, and is never changed or replaced after that.
 //! - Memory is bounded: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces (and as much again
 //!   for those of them that are folded), and one read buffer for each of `MAX_CONNECTIONS`. When the batches are full, requests wait a moment and are then refused.
 //! - Lines of one thread keep their order within a batch, and batches theirs in the time that their names tell. A
 //!   client's requests may be answered by different threads, so that is no promise to clients.
 //!
-//! # What a 200 does not promise yet
+//! # What a 200 promises
 //!
-//! The report is in memory until its batch is flushed. An orderly stop (SIGTERM, SIGINT) flushes everything; a crash, a
-//! kill -9 or a power cut loses what is not in a file yet: `FLUSH_INTERVAL` of reports, or up to `BUFFER_BYTES` of them
-//! while the disk is too slow or full.
+//! That the report will be in a report file, even if ([`buffer::Ack`]):
+//!
+//! - `memory`: the server is stopped in good order;
+//! - `journal`: the process dies, however it does;
+//! - `disk`: the machine does.
+//!
+//! [`store::recover`] keeps that promise: it makes report files of the journals that a dead process has left. A report
+//! that got no 200 may be in the files as well.
 
 pub mod buffer;
 pub mod config;

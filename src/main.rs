@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use netwatch_server::config::{self, Config, LogFormat};
@@ -73,13 +74,19 @@ fn serve() -> Done {
     Ok(())
 }
 
-/// Resolves with the first SIGTERM or SIGINT. The second one ends the process.
+/// One stop may be told twice: `timeout` signals a process and then its group.
+const SAME_STOP: Duration = Duration::from_millis(50);
+
+/// Resolves with the first SIGTERM or SIGINT. A second one ends the process.
 fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
         either(&mut term, &mut int).await;
         tokio::spawn(async move {
-            either(&mut term, &mut int).await;
+            let first = Instant::now();
+            while first.elapsed() < SAME_STOP {
+                either(&mut term, &mut int).await;
+            }
             tracing::error!("a second signal: ending at once; reports that are not on disk yet are lost");
             std::process::exit(1);
         });

@@ -94,6 +94,17 @@ fn the_rest_of_a_refused_body_is_not_taken_for_the_next_header() {
 }
 
 #[test]
+fn connections_that_do_not_end_on_a_stop_are_counted() {
+    let server = Server::start(&[("MAX_CONNECTIONS", "8"), ("SHUTDOWN_TIMEOUT", "50ms")]);
+    let mut stuck = server.connect();
+    let head = HEAD.replace("content-length", "expect: 100-continue\r\ncontent-length");
+    assert_eq!(stuck.ask(&head, b"").status, 100);
+    server.signal(rustix::process::Signal::TERM);
+    let told = server.wait_for_log("some connections did not end in time; their requests are not answered", |_| true);
+    assert_eq!(told["fields"]["open"], 1);
+}
+
+#[test]
 fn headers_are_bounded_in_length_and_number() {
     let server = Server::start(&[]);
     let long = format!("GET /livez HTTP/1.1\r\nhost: test\r\nx: {}\r\n\r\n", "x".repeat(16 * 1024));

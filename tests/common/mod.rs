@@ -103,6 +103,10 @@ impl Server {
         wait_until("the server ends", || self.child.try_wait().unwrap())
     }
 
+    pub(crate) fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
