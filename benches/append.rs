@@ -36,7 +36,8 @@ fn append(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(bytes.len() as u64));
     for threads in [1, 2, 4, 8].into_iter().filter(|threads| *threads <= 2 * cores) {
         let shards = threads.min(cores) as usize;
-        let buffer = Buffer::new(Shape { batches: 6, shards, segment_bytes: BATCH_BYTES / shards }, Ack::Memory, None);
+        let buffer =
+            Buffer::new(Shape { batches: 6, shards, segment_bytes: BATCH_BYTES / shards }, Ack::Memory, None, 0);
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {

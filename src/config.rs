@@ -66,6 +66,7 @@ pub const SETTINGS: &[Setting] = &[
         SIZE,
         "Memory for all batches, the active one and those that wait to be flushed. At least two of BATCH_BYTES.",
     ),
+    setting("SPILL_BYTES", "1GiB", SIZE, "Journals of batches that gave up their memory in a burst; 0 for none."),
     setting(
         "MIN_FREE_BYTES",
         "64MiB",
@@ -121,6 +122,8 @@ pub struct Config {
     pub flush_interval: Duration,
     #[serde(deserialize_with = "size")]
     pub buffer_bytes: usize,
+    #[serde(deserialize_with = "size")]
+    pub spill_bytes: usize,
     #[serde(deserialize_with = "size")]
     pub min_free_bytes: usize,
     pub zstd_level: i32,

@@ -16,7 +16,7 @@
 //!
 //! ```text
 //!   http  ──►  buffer  ──►  store         imports run this way only
-//!   server and flush above, report and config beside
+//!   server, flush and upkeep above, report and config beside
 //! ```
 //!
 //! # What holds at all times
@@ -26,7 +26,10 @@
 //! - A request that was refused left nothing behind, but for one case: when a journal can't be written, the reports that
 //!   waited for it are refused, and may be flushed all the same.
 //! - A file has its final name only when it is complete and on disk, and is never changed or replaced after that.
-//! - Memory is bounded: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces (and as much again
+//! - Memory is bounded, whatever the burst: when no batch is free, one that waits for its flush and is wholly in its
+//!   journal gives up its memory, and [`upkeep`] recovers that journal as it does those of dead servers.
+//!   That is bounded by `SPILL_BYTES`.
+//! - So are all parts of it: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces (and as much again
 //!   for those of them that are folded), and one read buffer for each of `MAX_CONNECTIONS`. When the batches are full, requests wait a moment and are then refused.
 //! - Lines of one thread keep their order within a batch, and batches theirs in the time that their names tell. A
 //!   client's requests may be answered by different threads, so that is no promise to clients.
@@ -50,3 +53,4 @@ pub mod http;
 pub mod report;
 pub mod server;
 pub mod store;
+pub mod upkeep;

@@ -1,5 +1,6 @@
 //! The command line: allocator, logging, signals; all else is in the library.
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -111,7 +112,7 @@ fn recover(dir: Option<PathBuf>) -> Done {
     let config = Config::from_env()?;
     log_to_stderr(&config);
     let store = Store::open(dir.as_deref().unwrap_or(&config.data_dir))?;
-    let recovered = store::recover::recover(&store, config.compression())?;
+    let recovered = store::recover::recover(&store, config.compression(), &mut HashSet::new())?;
     println!(
         "{} journals with {} reports recovered, {} bytes put aside, {} journals kept for another try",
         recovered.journals, recovered.reports, recovered.quarantined_bytes, recovered.failed

@@ -14,9 +14,10 @@ use tokio::time::timeout;
 
 use crate::buffer::{Ack, Buffer};
 use crate::config::Config;
-use crate::flush::{self, Flusher};
+use crate::flush::Flusher;
 use crate::http::{self, App};
 use crate::store::Store;
+use crate::upkeep::Upkeep;
 
 /// Connections that the kernel completes before they are accepted: thousands of browsers come within one second. The
 /// kernel lowers it to its own limit (`net.core.somaxconn`).
@@ -78,13 +79,18 @@ pub async fn run(
         Ack::Memory => None,
         Ack::Journal | Ack::Disk => Some(store.journals(shape.shards * shape.segment_bytes)?),
     };
-    let buffer = Arc::new(Buffer::new(shape, config.ack, journals));
-    flush::spawn_recovery(Arc::clone(&store), config.compression())?;
+    let buffer = Arc::new(Buffer::new(shape, config.ack, journals, config.spill_bytes as u64));
+    let upkeep = Upkeep {
+        buffer: Arc::clone(&buffer),
+        store: Arc::clone(&store),
+        min_free_bytes: config.min_free_bytes as u64,
+        compression: config.compression(),
+    };
+    let keeper = upkeep.spawn()?;
     let flusher = Flusher {
         buffer: Arc::clone(&buffer),
         store,
         compression: config.compression(),
-        min_free_bytes: config.min_free_bytes as u64,
         interval: config.flush_interval,
     }
     .spawn()?;
@@ -102,7 +108,13 @@ pub async fn run(
     connections.closed(config.shutdown_timeout).await;
     buffer.close();
     // Without a bound: what was acknowledged is not given up. A second signal ends the process all the same.
-    match tokio::task::spawn_blocking(|| flusher.join()).await {
+    let flushed = tokio::task::spawn_blocking(move || {
+        upkeep.recover_spilled();
+        let flushed = flusher.join();
+        keeper.thread().unpark();
+        flushed.and(keeper.join())
+    });
+    match flushed.await {
         Ok(Ok(())) => tracing::info!("stopped; all reports are on disk"),
         _ => return Err(io::Error::other("the flush task ended before all reports were on disk")),
     }

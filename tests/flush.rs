@@ -84,3 +84,30 @@ fn the_files_of_two_servers_on_one_directory_never_collide() {
     assert_eq!(stored.len(), 2 * REPORTS);
     assert_eq!(stored.into_iter().collect::<HashSet<_>>().len(), 2 * REPORTS);
 }
+
+#[test]
+fn a_burst_that_the_flush_can_not_keep_up_with_spills_and_every_report_comes_back() {
+    // Hard to compress, at a level that takes its time, in two small batches.
+    let mut state = 1_u64;
+    let mut noise = |len: usize| -> String {
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b'A' + (state >> 58) as u8 % 26)
+        };
+        (0..len).map(|_| next()).collect()
+    };
+    let server = Server::start(&[
+        ("MAX_BODY_BYTES", "32KiB"),
+        ("BATCH_BYTES", "128KiB"),
+        ("BUFFER_BYTES", "256KiB"),
+        ("ZSTD_LEVEL", "19"),
+        ("FLUSH_INTERVAL", "1h"),
+    ]);
+    let mut client = server.connect();
+    let reports: Vec<_> = (0..60).map(|n| format!("{{\"n\":{n},\"pad\":\"{}\"}}", noise(30_000))).collect();
+    let accepted: Vec<_> = reports.iter().filter(|report| client.post(report).status == 200).collect();
+    server.wait_for_log("spilled", |_| true);
+    let stored = server.stop();
+    assert_eq!(stored.len(), accepted.len());
+    assert_eq!(stored.iter().collect::<HashSet<_>>(), accepted.into_iter().collect());
+}

@@ -1,6 +1,7 @@
 //! What is swapped and flushed as a unit: one segment per shard. One batch becomes one file.
 
 use std::mem;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -37,7 +38,10 @@ impl Batch {
         let mut batch = Self::new(segments, pool);
         if let Some(journals) = &pool.journals {
             // Without one, the memory goes back as the batch is dropped.
-            let journal = journals.take()?;
+            let journal = journals.take();
+            // More are wanted now, or sooner than they came.
+            pool.upkeep.get().into_iter().for_each(|[keeper, _]| keeper.unpark());
+            let journal = journal?;
             batch.commit = Some(Commit::new(journal, pool.ack, batch.segments.len()));
         }
         Some(Arc::new(batch))
@@ -83,6 +87,17 @@ impl Batch {
     /// first call on.
     pub fn stem(&self) -> Stem {
         *self.stem.get_or_init(|| Stem::new(self.times().map_or_else(SystemTime::now, |(first, _)| first)))
+    }
+
+    /// The journal and its length, if all of the batch may be acknowledged: then nobody waits for it, and nothing is
+    /// lost with its memory.
+    pub(super) fn spillable(&self) -> Option<(&Path, u64)> {
+        let commit = self.commit.as_ref()?;
+        let lens = self.segments.iter().map(|segment| segment.lines().map(<[u8]>::len));
+        if !lens.enumerate().all(|(index, len)| len.is_some_and(|len| commit.has_kept(index, len))) {
+            return None;
+        }
+        commit.journal_file()
     }
 
     /// Lets go of the journal. All of the batch is in a report file by now.
@@ -141,6 +156,8 @@ pub(super) struct Pool {
     pub(super) room: Notify,
     /// The thread that flushes; it waits for sealed batches and, at the end, for the last memory to come back.
     pub(super) flusher: OnceLock<Thread>,
+    /// The threads that make journals and that recover what was spilled.
+    pub(super) upkeep: OnceLock<[Thread; 2]>,
     /// The journals for batches to come; none when a 200 is sent as soon as a report is in memory.
     pub(super) journals: Option<Journals>,
     ack: Ack,
@@ -157,7 +174,15 @@ impl Pool {
             let pushed = free.push(segments);
             debug_assert!(pushed.is_ok());
         }
-        Arc::new(Self { free, room: Notify::new(), flusher: OnceLock::new(), journals, ack, started: Instant::now() })
+        Arc::new(Self {
+            free,
+            room: Notify::new(),
+            flusher: OnceLock::new(),
+            upkeep: OnceLock::new(),
+            journals,
+            ack,
+            started: Instant::now(),
+        })
     }
 
     pub(super) fn now_ns(&self) -> Nanos {
@@ -165,9 +190,13 @@ impl Pool {
         (self.started.elapsed().as_nanos() as Nanos).max(1)
     }
 
+    pub(super) fn has_memory(&self) -> bool {
+        !self.free.is_empty()
+    }
+
     /// Whether there is memory for another batch, and a journal if there are any.
     pub(super) fn can_lease(&self) -> bool {
-        !self.free.is_empty() && self.journals.as_ref().is_none_or(Journals::is_ready)
+        self.has_memory() && self.journals.as_ref().is_none_or(Journals::is_ready)
     }
 
     /// Whether every batch has given its memory back.
@@ -178,9 +207,11 @@ impl Pool {
     /// Wakes all who wait for a change: a batch was swapped in, or has given its memory back.
     pub(super) fn wake(&self) {
         self.room.notify_waiters();
-        if let Some(flusher) = self.flusher.get() {
-            flusher.unpark();
-        }
+        self.wake_flusher();
+    }
+
+    pub(super) fn wake_flusher(&self) {
+        self.flusher.get().into_iter().for_each(Thread::unpark);
     }
 
     fn give_back(&self, mut segments: Segments) {

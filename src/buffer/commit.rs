@@ -5,6 +5,7 @@
 //! comes meanwhile waits for the next group, which has its own leader.
 
 use std::io::{self, IoSlice};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -69,6 +70,16 @@ impl Commit {
 
     pub(super) fn discard(&self) {
         self.journal.discard();
+    }
+
+    pub(super) fn has_kept(&self, segment: usize, len: usize) -> bool {
+        // Acquire: as in `outcome`.
+        self.kept[segment].load(Ordering::Acquire) == len
+    }
+
+    /// The journal and its length; `None` before its first write.
+    pub(super) fn journal_file(&self) -> Option<(&Path, u64)> {
+        Some((self.journal.path()?, self.journal.len()))
     }
 
     fn lead(&self) -> Option<Lead<'_>> {

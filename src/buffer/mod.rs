@@ -11,8 +11,9 @@ mod cursor;
 mod segment;
 
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -56,6 +57,9 @@ pub struct Buffer {
     sealed: ArrayQueue<Arc<Batch>>,
     pool: Arc<Pool>,
     disk_full: AtomicBool,
+    /// Journals of batches that have given up their memory, and their lengths. Locked once for a batch, if at all.
+    spilled: Mutex<Vec<(PathBuf, u64)>>,
+    spill_bytes: u64,
     segment_bytes: usize,
 }
 
@@ -104,7 +108,7 @@ impl Buffer {
     /// When `shape` has fewer than two batches or no shard, or `journals` are not there just when `ack` needs them, one
     /// of them ready.
     #[must_use]
-    pub fn new(shape: Shape, ack: Ack, journals: Option<Journals>) -> Self {
+    pub fn new(shape: Shape, ack: Ack, journals: Option<Journals>, spill_bytes: u64) -> Self {
         assert!(shape.batches >= 2 && shape.shards >= 1, "{shape:?}");
         assert_eq!(ack == Ack::Memory, journals.is_none(), "{ack:?}");
         let pool = Pool::new(shape, ack, journals);
@@ -114,6 +118,8 @@ impl Buffer {
             sealed: ArrayQueue::new(shape.batches),
             pool,
             disk_full: AtomicBool::new(false),
+            spilled: Mutex::default(),
+            spill_bytes,
             segment_bytes: shape.segment_bytes,
         }
     }
@@ -236,9 +242,58 @@ impl Buffer {
                 self.swap(full, fresh);
                 Ok(())
             }
-            None if Arc::ptr_eq(full, &self.active.load()) => Err(Refused::Full),
+            None if !Arc::ptr_eq(full, &self.active.load()) => Ok(()),
+            None if self.pool.has_memory() || !self.spill() => Err(Refused::Full),
+            // Its memory is there, or will be as soon as the last who holds it lets go.
             None => Ok(()),
         }
+    }
+
+    /// Has the sealed batch that has waited longest give up its memory, if it and the bound allow that; its journal is
+    /// an orphan from then on.
+    fn spill(&self) -> bool {
+        if self.pool.journals.is_none() || self.spill_bytes == 0 {
+            return false;
+        }
+        let Some(batch) = self.sealed.pop() else { return false };
+        if let Some((path, bytes)) = batch.spillable() {
+            let mut spilled = self.spilled.lock().expect("nobody panics with it");
+            if spilled.iter().map(|(_, bytes)| bytes).sum::<u64>() + bytes <= self.spill_bytes {
+                tracing::info!(journal = %path.display(), bytes, "spilled");
+                spilled.push((path.to_owned(), bytes));
+                // The batch is dropped, and its journal unlocked, before anybody can find the path forgotten.
+                drop(batch);
+                self.pool.upkeep.get().into_iter().for_each(|[_, recoverer]| recoverer.unpark());
+                return true;
+            }
+        }
+        // Out of its turn: the names of the files, not their making, tell the order of batches.
+        let pushed = self.sealed.push(batch);
+        debug_assert!(pushed.is_ok(), "it had a place");
+        self.pool.wake_flusher();
+        false
+    }
+
+    /// Forgets the spilled journals that have become report files; says whether any are left.
+    pub fn forget_recovered(&self) -> bool {
+        let mut spilled = self.spilled.lock().expect("nobody panics with it");
+        let before = spilled.len();
+        spilled.retain(|(path, _)| path.exists());
+        if spilled.len() < before {
+            self.pool.wake();
+        }
+        !spilled.is_empty()
+    }
+
+    /// Removes the journals that were made for batches to come.
+    pub fn discard_journals(&self) {
+        self.pool.journals.iter().for_each(|journals| while journals.take().is_some() {});
+    }
+
+    /// Names the threads to wake (by unparking them) when journals are wanted, and when something was spilled. The
+    /// first call counts.
+    pub fn wake_upkeep(&self, keeper: Thread, recoverer: Thread) {
+        self.pool.upkeep.get_or_init(|| [keeper, recoverer]);
     }
 
     /// Swaps `fresh` in for `old`, which is sealed and queued for the flush task; `false` when `old` was no longer
@@ -282,7 +337,7 @@ mod tests {
     }
 
     fn buffer(batches: usize, shards: usize, segment_bytes: usize) -> Buffer {
-        Buffer::new(Shape { batches, shards, segment_bytes }, Ack::Memory, None)
+        Buffer::new(Shape { batches, shards, segment_bytes }, Ack::Memory, None, 0)
     }
 
     /// The `n`th report of a writer, of about `len` bytes.
@@ -353,6 +408,37 @@ mod tests {
             end(&buffer);
             room.await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_burst_spills_to_the_journals_within_the_bound_and_nothing_is_lost_with_the_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(dir.path()).unwrap();
+        let shape = Shape { batches: 2, shards: 2, segment_bytes: 1_000 };
+        let journals = store.journals(2_000).unwrap();
+        let buffer = Buffer::new(shape, Ack::Journal, Some(journals), 10_000);
+        let mut accepted = 0;
+        loop {
+            // Nobody flushes, and journals are always ready.
+            buffer.prepare_journals().unwrap();
+            let line = line(0, accepted, 100);
+            match buffer.append(&Report::check(line.as_bytes()).unwrap()) {
+                Ok(ticket) => ticket.kept().await.unwrap(),
+                Err(refused) => break assert_eq!(refused, Refused::Full),
+            }
+            accepted += 1;
+        }
+        let spilled: u64 = buffer.spilled.lock().unwrap().iter().map(|(_, bytes)| bytes).sum();
+        assert!((8_000..=10_000).contains(&spilled), "{spilled}");
+
+        let compression = crate::store::Compression { level: 1, threads: 1 };
+        let recovered = crate::store::recover::recover(&store, compression, &mut Default::default()).unwrap();
+        assert!(!buffer.forget_recovered(), "none is left");
+        let held: usize = std::iter::from_fn(|| buffer.next_sealed()).map(|batch| text(&batch).lines().count()).sum();
+        buffer.close();
+        let last = text(&buffer.next_sealed().unwrap()).lines().count();
+        assert_eq!(recovered.reports + held + last, accepted);
+        assert!(recovered.journals >= 4, "{recovered:?}");
     }
 
     #[test]

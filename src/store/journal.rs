@@ -165,6 +165,25 @@ impl Journal {
         File::open(self.temp.path.parent().expect("it lies in a directory"))?.sync_all()
     }
 
+    /// Where it lies; `None` before it has a name.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.get().map(PathBuf::as_path)
+    }
+
+    /// Bytes of whole lines that have been appended.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        // Relaxed: asked when nothing more is appended.
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing has been appended.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Removes the journal: its reports are in a report file.
     pub fn discard(&self) {
         if let Some(path) = self.path.get() {

@@ -9,6 +9,7 @@
 //!
 //! A crash at any point leaves the journal, and the next recovery does the same again.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -33,11 +34,12 @@ pub struct Recovered {
     pub failed: usize,
 }
 
-/// Recovers every orphan there is. What goes wrong with one is logged, and does not keep the others.
+/// Recovers every orphan there is. What goes wrong with one is logged, and does not keep the others. Files that no
+/// netwatch-server has named are left alone, and told once: they are then in `foreign`.
 ///
 /// # Errors
 /// When the directory of the journals can't be read.
-pub fn recover(store: &Store, compression: Compression) -> io::Result<Recovered> {
+pub fn recover(store: &Store, compression: Compression, foreign: &mut HashSet<PathBuf>) -> io::Result<Recovered> {
     let mut recovered = Recovered::default();
     // What a server was making when it died.
     for dir in [&store.path, &journal::dir(&store.path), &store.path.join(QUARANTINE)] {
@@ -52,7 +54,9 @@ pub fn recover(store: &Store, compression: Compression) -> io::Result<Recovered>
             Some(stem) => recover_one(store, &path, &stem, compression, &mut recovered),
             None if Temp::is_named_so(name(&path)) => Ok(()),
             None => {
-                tracing::warn!(file = %path.display(), "no netwatch-server has named this file; it is left alone");
+                if foreign.insert(path.clone()) {
+                    tracing::warn!(file = %path.display(), "no netwatch-server has named this file; it is left alone");
+                }
                 Ok(())
             }
         };

@@ -1,0 +1,118 @@
+//! What goes on beside the flush: the disk is watched, journals are made ahead, and orphans are recovered.
+//!
+//! Two threads, because all of it blocks and a recovery may take long. Like the flush task they run at a lower
+//! priority than the threads that answer requests.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::buffer::Buffer;
+use crate::store::recover::recover;
+use crate::store::{Compression, Store};
+
+/// How much nicer than the request threads, which have 0. Enough to stand back when a core is short, and not so much
+/// that the flush would fall behind for good: at 5 it still gets a quarter of a core that it shares, and it needs about
+/// a sixth of what the requests need.
+const NICE: i32 = 5;
+
+/// The longest time between two looks at the disk.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Pause between two looks for orphan journals, when nothing has been spilled meanwhile.
+const RECOVER_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Pause after a recovery that left something spilled.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The upkeep of one server.
+#[derive(Debug, Clone)]
+pub struct Upkeep {
+    /// What journals are made for, and what spills.
+    pub buffer: Arc<Buffer>,
+    /// The data directory.
+    pub store: Arc<Store>,
+    /// With fewer bytes free on the disk, new reports are refused.
+    pub min_free_bytes: u64,
+    /// How recovered reports are compressed.
+    pub compression: Compression,
+}
+
+impl Upkeep {
+    /// Starts the threads. They go on until the buffer is drained; the one that is returned then removes the journals
+    /// that are not needed any more. The other may be in the middle of a recovery, and can be ended at any point of it.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn spawn(&self) -> io::Result<JoinHandle<()>> {
+        let (keep, recover) = (self.clone(), self.clone());
+        let keeper = thread::Builder::new().name("keep".to_owned()).spawn(move || keep.keep())?;
+        let recoverer = thread::Builder::new().name("recover".to_owned()).spawn(move || recover.recover())?;
+        self.buffer.wake_upkeep(keeper.thread().clone(), recoverer.thread().clone());
+        Ok(keeper)
+    }
+
+    /// Recovers all that has been spilled, however often that has to be tried.
+    pub fn recover_spilled(&self) {
+        let mut foreign = HashSet::new();
+        while self.recover_once(&mut foreign) {
+            thread::sleep(RETRY);
+        }
+    }
+
+    fn keep(&self) {
+        be_nice();
+        while !self.buffer.is_drained() {
+            self.watch_disk();
+            if let Err(error) = self.buffer.prepare_journals() {
+                tracing::error!(%error, "can't make a journal; without one there will be no room");
+            }
+            thread::park_timeout(LOOK_INTERVAL);
+        }
+        self.buffer.discard_journals();
+    }
+
+    /// Has new reports refused while the disk is nearly full, so that there is room for those that are held.
+    fn watch_disk(&self) {
+        let full = match self.store.free_bytes() {
+            Ok(free_bytes) => free_bytes < self.min_free_bytes,
+            Err(error) => {
+                tracing::error!(%error, "can't tell how full the disk is");
+                false
+            }
+        };
+        if self.buffer.set_disk_full(full) != full {
+            match full {
+                true => tracing::error!(min_free_bytes = self.min_free_bytes, "the disk is full; reports are refused"),
+                false => tracing::info!("the disk has room again; reports are taken"),
+            }
+        }
+    }
+
+    fn recover(&self) {
+        be_nice();
+        let mut foreign = HashSet::new();
+        while !self.buffer.is_drained() {
+            let left = self.recover_once(&mut foreign);
+            thread::park_timeout(if left { RETRY } else { RECOVER_INTERVAL });
+        }
+    }
+
+    /// Recovers what it can; says whether something that was spilled is left.
+    fn recover_once(&self, foreign: &mut HashSet<PathBuf>) -> bool {
+        if let Err(error) = recover(&self.store, self.compression, foreign) {
+            tracing::error!(%error, "can't look for journals to recover");
+        }
+        self.buffer.forget_recovered()
+    }
+}
+
+/// Lowers the priority of the calling thread, and of those that it starts from now on.
+pub(crate) fn be_nice() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::warn!(%error, "files are written at normal priority");
+    }
+}
