@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::buffer::{Batch, Buffer};
-use crate::store::{Compression, Stem, Store};
+use crate::store::{Compression, Store};
 use crate::upkeep::be_nice;
 
 /// Pause between two tries of the same thing: doubled from the first to the last.
@@ -67,19 +67,24 @@ impl Flusher {
                 None => thread::yield_now(),
             }
         };
-        let Some((first, last)) = batch.times() else { return };
+        let Some((_, last)) = batch.times() else { return };
         let reports: usize = lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum();
         let bytes_in: usize = lines.iter().map(|lines| lines.len()).sum();
         let started = Instant::now();
-        let mut next = Some(batch.stem());
-        let (stem, bytes_out) = keep_trying("can't publish; the batch is kept", || {
-            let stem = next.unwrap_or_else(|| Stem::new(first));
-            // Another one for each further try: the last may be taken.
-            next = None;
-            self.store.publish(&stem, &lines, last, self.compression).map(|bytes| (stem, bytes))
+        let stem = batch.stem();
+        // Under one name, however often it takes: the journal has it, and recovery goes by it.
+        let bytes_out = keep_trying("can't publish; the batch is kept", || {
+            match self.store.publish(&stem, &lines, last, self.compression) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.store.published(&stem, &lines),
+                published => published,
+            }
         });
-        keep_trying("can't sync the directory; the batch is kept", || self.store.sync());
-        batch.discard_journal();
+        match self.store.sync() {
+            Ok(()) => batch.discard_journal(),
+            // Asking again might hide the error. The journal stays: it will be found an orphan that has its report
+            // file, once the directory can be synced.
+            Err(error) => tracing::error!(file = stem.report_file(), %error, "can't sync the directory"),
+        }
         let ms = started.elapsed().as_millis() as u64;
         tracing::info!(file = stem.report_file(), reports, bytes_in, bytes_out, ms, "published");
     }

@@ -111,7 +111,11 @@ fn healthcheck() -> Done {
 fn recover(dir: Option<PathBuf>) -> Done {
     let config = Config::from_env()?;
     log_to_stderr(&config);
-    let store = Store::open(dir.as_deref().unwrap_or(&config.data_dir))?;
+    let dir = dir.unwrap_or_else(|| config.data_dir.clone());
+    if !dir.is_dir() {
+        return Err(format!("there is no directory {}", dir.display()).into());
+    }
+    let store = Store::open(&dir)?;
     let recovered = store::recover::recover(&store, config.compression(), &mut HashSet::new())?;
     println!(
         "{} journals with {} reports recovered, {} bytes put aside, {} journals kept for another try",

@@ -27,7 +27,7 @@ const BACKLOG: i32 = 8192;
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// File descriptors for all that is not a connection.
-const OTHER_FILES: u64 = 64;
+const OTHER_FILES: u64 = 128;
 
 /// Opens the listening socket of `HOST` and `PORT`.
 ///
@@ -77,7 +77,7 @@ pub async fn run(
     let shape = config.shape();
     let journals = match config.ack {
         Ack::Memory => None,
-        Ack::Journal | Ack::Disk => Some(store.journals(shape.shards * shape.segment_bytes)?),
+        Ack::Journal | Ack::Disk => Some(store.journals(shape.shards * shape.segment_bytes).map_err(io::Error::other)?),
     };
     let buffer = Arc::new(Buffer::new(shape, config.ack, journals, config.spill_bytes as u64));
     let upkeep = Upkeep {

@@ -113,8 +113,8 @@ fn a_report_file_that_is_not_sound_does_not_stop_its_journal_from_being_publishe
         assert!(run("recover", dir.path()).status.success());
         assert_eq!(verified.status.code(), Some(1));
         assert!(text(&verified.stdout).contains("NOT SOUND"), "{verified:?}");
-        assert_eq!(fs::read(&published).unwrap(), damaged, "it is left for a person to look at");
-        fs::remove_file(&published).unwrap();
+        let aside = dir.path().join("quarantine").join(published.file_name().unwrap());
+        assert_eq!(fs::read(aside).unwrap(), damaged, "for a person to look at");
         assert_eq!(stored(dir.path()), ["{\"a\":1}"]);
         assert!(journals(dir.path()).is_empty());
     }
@@ -174,10 +174,34 @@ fn a_file_that_no_server_has_named_is_left_alone_with_a_warning() {
 }
 
 #[test]
+fn files_in_the_making_of_a_dead_server_go_and_those_of_others_stay() {
+    let dir = with_journal(b"{}\n");
+    for name in [".probe.0123abcd.tmp", &format!(".{STEM}.jsonl.zst.0123abcd.tmp"), "journal/.journal.0123abcd.tmp"] {
+        fs::write(dir.path().join(name), "x").unwrap();
+    }
+    let others = [".rsync-partial.tmp", ".probe.tmp", ".probe.0123ABCD.tmp", "notes.tmp"];
+    for name in others {
+        fs::write(dir.path().join(name), "x").unwrap();
+    }
+    assert!(run("recover", dir.path()).status.success());
+    let mut left: Vec<_> =
+        fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+    left.retain(|name| name != "journal" && !name.ends_with(".zst"));
+    left.sort();
+    let mut others = others.map(str::to_owned).to_vec();
+    others.sort();
+    assert_eq!(left, others);
+    assert!(journals(dir.path()).is_empty());
+    assert_eq!(run("recover", Path::new("/nowhere")).status.code(), Some(1));
+}
+
+#[test]
 fn a_sound_directory_is_verified_with_exit_code_0_while_a_server_uses_it() {
     let server = Server::start(&[("FLUSH_INTERVAL", "10ms")]);
     server.post("{\"n\":1}").assert_ok();
     wait_until("it is published", || (server.stored().len() == 1).then_some(()));
+    let named = |name: &String| !name.starts_with('.');
+    wait_until("its journal is gone", || (!journals(&server.data_dir).iter().any(named)).then_some(()));
     let output = run("verify", &server.data_dir);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(text(&output.stdout).contains("sound, 1 reports"));

@@ -178,3 +178,38 @@ fn bodies_in_flight_are_bounded_together() {
     accepted += 1;
     assert_eq!(server.stop(), vec![report; accepted]);
 }
+
+#[test]
+fn without_a_journal_requests_wait_a_moment_and_are_refused_while_the_server_stays_responsive() {
+    let server = Server::start(&[
+        ("MAX_BODY_BYTES", "1KiB"),
+        ("BATCH_BYTES", "2KiB"),
+        ("BUFFER_BYTES", "64KiB"),
+        ("SPILL_BYTES", "0"),
+    ]);
+    // No journal can be made any more.
+    let journals = server.data_dir.join("journal");
+    let report = format!("{{\"pad\":\"{}\"}}", "x".repeat(900));
+    server.post(&report).assert_ok();
+    fs::rename(&journals, server.data_dir.with_extension("aside")).unwrap();
+    fs::write(&journals, "").unwrap();
+    // Those that are ready can't be named, either: each refuses its batch.
+    wait_until("all journals are used up", || {
+        server.post(&report);
+        (server.get("/readyz").status == 503).then_some(())
+    });
+    let waiting: Vec<_> = (0..8)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send(common::request(report.as_bytes()));
+            client
+        })
+        .collect();
+    assert_eq!(server.get("/livez").status, 200);
+    for mut client in waiting {
+        client.answer().assert_problem(503, "buffer-full");
+    }
+    fs::remove_file(&journals).unwrap();
+    fs::rename(server.data_dir.with_extension("aside"), &journals).unwrap();
+    wait_until("reports are taken again", || (server.post(&report).status == 200).then_some(()));
+}

@@ -1,7 +1,7 @@
 //! What is swapped and flushed as a unit: one segment per shard. One batch becomes one file.
 
 use std::mem;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -34,16 +34,23 @@ pub struct Batch {
 impl Batch {
     /// A batch with memory from the pool, and a journal if there are any; `None` when none is left of either.
     pub(super) fn lease(pool: &Arc<Pool>) -> Option<Arc<Self>> {
-        let segments = pool.free.pop()?;
+        // The journal first. Memory that is taken and given back wakes those who wait for it, and so would whoever
+        // asks for a journal in vain, himself among them.
+        let journal = match &pool.journals {
+            None => None,
+            Some(journals) => {
+                let journal = journals.take();
+                // More are wanted now, or sooner than they came.
+                pool.upkeep.get().into_iter().for_each(|[keeper, _]| keeper.unpark());
+                Some(journal?)
+            }
+        };
+        let Some(segments) = pool.free.pop() else {
+            journal.into_iter().zip(&pool.journals).for_each(|(journal, journals)| journals.give_back(journal));
+            return None;
+        };
         let mut batch = Self::new(segments, pool);
-        if let Some(journals) = &pool.journals {
-            // Without one, the memory goes back as the batch is dropped.
-            let journal = journals.take();
-            // More are wanted now, or sooner than they came.
-            pool.upkeep.get().into_iter().for_each(|[keeper, _]| keeper.unpark());
-            let journal = journal?;
-            batch.commit = Some(Commit::new(journal, pool.ack, batch.segments.len()));
-        }
+        batch.commit = journal.map(|journal| Commit::new(journal, pool.ack, batch.segments.len()));
         Some(Arc::new(batch))
     }
 
@@ -91,7 +98,7 @@ impl Batch {
 
     /// The journal and its length, if all of the batch may be acknowledged: then nobody waits for it, and nothing is
     /// lost with its memory.
-    pub(super) fn spillable(&self) -> Option<(&Path, u64)> {
+    pub(super) fn spillable(&self) -> Option<(PathBuf, u64)> {
         let commit = self.commit.as_ref()?;
         let lens = self.segments.iter().map(|segment| segment.lines().map(<[u8]>::len));
         if !lens.enumerate().all(|(index, len)| len.is_some_and(|len| commit.has_kept(index, len))) {

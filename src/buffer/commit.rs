@@ -5,7 +5,7 @@
 //! comes meanwhile waits for the next group, which has its own leader.
 
 use std::io::{self, IoSlice};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -41,14 +41,21 @@ pub(super) struct Commit {
 #[error("the journal can't be written")]
 pub struct NotKept;
 
-/// The role of the leader; dropping it gives it up, whatever became of the leader.
-struct Lead<'a>(&'a Commit);
+/// The role of the leader; dropping it gives it up, whatever became of the leader. It goes along to the thread that
+/// syncs: there is one leader at a time, from the write to the end of the sync.
+struct Lead(Arc<Batch>);
 
-impl Drop for Lead<'_> {
+impl Lead {
+    fn commit(&self) -> &Commit {
+        self.0.commit().expect("it was taken from there")
+    }
+}
+
+impl Drop for Lead {
     fn drop(&mut self) {
         // Release: pairs with the Acquire in `lead`; the next leader sees what this one has written.
-        self.0.led.store(false, Ordering::Release);
-        self.0.changed.notify_waiters();
+        self.commit().led.store(false, Ordering::Release);
+        self.commit().changed.notify_waiters();
     }
 }
 
@@ -78,14 +85,14 @@ impl Commit {
     }
 
     /// The journal and its length; `None` before its first write.
-    pub(super) fn journal_file(&self) -> Option<(&Path, u64)> {
+    pub(super) fn journal_file(&self) -> Option<(PathBuf, u64)> {
         Some((self.journal.path()?, self.journal.len()))
     }
 
-    fn lead(&self) -> Option<Lead<'_>> {
+    fn lead(&self, batch: &Arc<Batch>) -> Option<Lead> {
         // Acquire: pairs with the Release in `Lead::drop`.
         let led = self.led.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-        led.is_ok().then(|| Lead(self))
+        led.is_ok().then(|| Lead(Arc::clone(batch)))
     }
 
     /// Whether the bytes of `segment` up to `end` may be acknowledged; `None` when that is not known yet.
@@ -99,7 +106,7 @@ impl Commit {
     }
 
     /// Writes all that is complete. Returns how far each segment got.
-    fn write(&self, batch: &Batch, _lead: &Lead<'_>) -> io::Result<Box<[usize]>> {
+    fn write(&self, batch: &Batch) -> io::Result<Box<[usize]>> {
         // Relaxed, here and below: only the leader uses `written` and `named`.
         if !self.named.load(Ordering::Relaxed) {
             self.journal.name(&batch.stem())?;
@@ -133,8 +140,8 @@ impl Commit {
 
     fn keep(&self, ends: &[usize]) {
         for (kept, end) in self.kept.iter().zip(ends) {
-            // Release: pairs with the Acquire in `outcome`. The greatest wins: syncs may end out of order.
-            kept.fetch_max(*end, Ordering::Release);
+            // Release: pairs with the Acquire in `outcome`.
+            kept.store(*end, Ordering::Release);
         }
     }
 
@@ -152,8 +159,8 @@ pub(super) async fn kept(batch: &Arc<Batch>, commit: &Commit, segment: usize, en
         if let Some(outcome) = commit.outcome(segment, end) {
             return outcome;
         }
-        if let Some(lead) = commit.lead() {
-            group(batch, commit, lead).await;
+        if let Some(lead) = commit.lead(batch) {
+            group(lead).await;
             continue;
         }
         let mut changed = std::pin::pin!(commit.changed.notified());
@@ -166,25 +173,26 @@ pub(super) async fn kept(batch: &Arc<Batch>, commit: &Commit, segment: usize, en
 }
 
 /// Writes one group. May be dropped at any await: then the role is given up, and somebody else leads.
-async fn group(batch: &Arc<Batch>, commit: &Commit, lead: Lead<'_>) {
+async fn group(lead: Lead) {
     // The tasks that are ready by now append first.
     tokio::task::yield_now().await;
-    let ends = match commit.write(batch, &lead) {
+    let commit = lead.commit();
+    // Relaxed: set by a leader, and the role orders its holders. After a failure nobody knows what the journal holds: a
+    // later write or sync that succeeds says nothing of what came before.
+    if commit.failed.load(Ordering::Relaxed) {
+        return;
+    }
+    let ends = match commit.write(&lead.0) {
         Ok(ends) => ends,
-        Err(error) => return commit.fail(batch, &error),
+        Err(error) => return commit.fail(&lead.0, &error),
     };
     if commit.ack != Ack::Disk {
         return commit.keep(&ends);
     }
     // Off the event loop; and to its end, even if nobody waits for it any more.
-    let batch = Arc::clone(batch);
-    let synced = tokio::task::spawn_blocking(move || {
-        let commit = batch.commit().expect("it is this one");
-        match commit.sync() {
-            Ok(()) => commit.keep(&ends),
-            Err(error) => commit.fail(&batch, &error),
-        }
-        commit.changed.notify_waiters();
+    let synced = tokio::task::spawn_blocking(move || match lead.commit().sync() {
+        Ok(()) => lead.commit().keep(&ends),
+        Err(error) => lead.commit().fail(&lead.0, &error),
     });
     // An error: the runtime is going down, and nobody is told anything any more.
     drop(synced.await);

@@ -14,18 +14,19 @@
 //! (flock); one that nobody has locked is an orphan and may be recovered by anybody. It is made as a hidden file, and
 //! keeps that name beside its own as long as its owner lives.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io::{self, IoSlice};
+use std::mem;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, pwritev};
 
-use super::{DIR_MODE, Stem, Temp, remove};
+use super::{DIR_MODE, Stem, Temp, remove, sync_dir};
 
 /// Where the journals lie within the data directory.
 const DIR: &str = "journal";
@@ -45,9 +46,17 @@ pub struct Journals {
 #[derive(Debug)]
 pub struct Journal {
     temp: Temp,
-    path: OnceLock<PathBuf>,
+    state: Mutex<State>,
     /// Bytes of whole lines. Only the leader of a group commit moves it.
     len: AtomicU64,
+}
+
+/// A late leader may want to name a journal that has been discarded already.
+#[derive(Debug)]
+enum State {
+    Unnamed,
+    Named(PathBuf),
+    Discarded,
 }
 
 /// The directory of the journals within `data_dir`.
@@ -75,7 +84,10 @@ impl Journals {
         // Not the data directory itself: if that is gone, what is to come back may be a disk that is not mounted.
         match DirBuilder::new().mode(DIR_MODE).create(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            created => created?,
+            created => {
+                created?;
+                sync_dir(self.dir.parent().expect("it lies in the data directory"))?;
+            }
         }
         while !self.ready.is_full() {
             let journal = Journal::create(&self.dir, self.journal_bytes)?;
@@ -89,6 +101,12 @@ impl Journals {
     #[must_use]
     pub fn take(&self) -> Option<Journal> {
         self.ready.pop()
+    }
+
+    /// Puts back a journal that was taken and not used.
+    pub fn give_back(&self, journal: Journal) {
+        // One too many goes away.
+        drop(self.ready.push(journal));
     }
 
     /// Whether there is one to take.
@@ -112,17 +130,20 @@ impl Journal {
             Err(Errno::OPNOTSUPP) => temp.file.set_len(bytes)?,
             allocated => allocated?,
         }
-        Ok(Self { temp, path: OnceLock::new(), len: AtomicU64::new(0) })
+        Ok(Self { temp, state: Mutex::new(State::Unnamed), len: AtomicU64::new(0) })
     }
 
-    /// Gives the journal its name. After this it is worth recovering.
+    /// Gives the journal its name, unless it has been discarded. After this it is worth recovering.
     ///
     /// # Errors
     /// Those of the file system; `AlreadyExists` when the name is taken.
     pub fn name(&self, stem: &Stem) -> io::Result<()> {
-        let path = self.temp.path.with_file_name(stem.journal());
-        fs::hard_link(&self.temp.path, &path)?;
-        self.path.set(path).expect("a journal is named once");
+        let mut state = self.state();
+        if let State::Unnamed = *state {
+            let path = self.temp.path.with_file_name(stem.journal());
+            fs::hard_link(&self.temp.path, &path)?;
+            *state = State::Named(path);
+        }
         Ok(())
     }
 
@@ -162,13 +183,16 @@ impl Journal {
     /// # Errors
     /// Those of the file system.
     pub fn sync_name(&self) -> io::Result<()> {
-        File::open(self.temp.path.parent().expect("it lies in a directory"))?.sync_all()
+        sync_dir(self.temp.path.parent().expect("it lies in a directory"))
     }
 
     /// Where it lies; `None` before it has a name.
     #[must_use]
-    pub fn path(&self) -> Option<&Path> {
-        self.path.get().map(PathBuf::as_path)
+    pub fn path(&self) -> Option<PathBuf> {
+        match &*self.state() {
+            State::Named(path) => Some(path.clone()),
+            State::Unnamed | State::Discarded => None,
+        }
     }
 
     /// Bytes of whole lines that have been appended.
@@ -186,8 +210,12 @@ impl Journal {
 
     /// Removes the journal: its reports are in a report file.
     pub fn discard(&self) {
-        if let Some(path) = self.path.get() {
-            remove(path);
+        if let State::Named(path) = mem::replace(&mut *self.state(), State::Discarded) {
+            remove(&path);
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

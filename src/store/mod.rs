@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 pub use self::journal::{Journal, Journals};
@@ -57,9 +57,12 @@ impl Store {
     /// Opens the journals of one server, each of `journal_bytes`.
     ///
     /// # Errors
-    /// Those of the file system.
-    pub fn journals(&self, journal_bytes: usize) -> io::Result<Journals> {
-        Journals::open(&self.path, journal_bytes)
+    /// [`OpenError`]; most often that there is no room for them.
+    pub fn journals(&self, journal_bytes: usize) -> Result<Journals, OpenError> {
+        // What a dead server has prepared may be what takes the room.
+        recover::sweep(self);
+        let failed = |source| OpenError { action: "make journals in", path: journal::dir(&self.path), source };
+        Journals::open(&self.path, journal_bytes).map_err(failed)
     }
 
     /// Compresses `lines` into a new report file, with `modified` as its time. Once this returns, the file is complete
@@ -101,7 +104,22 @@ impl Store {
     /// # Errors
     /// Those of the file system. The call can be made again: it opens the directory anew.
     pub fn sync(&self) -> io::Result<()> {
-        File::open(&self.path)?.sync_all()
+        sync_dir(&self.path)
+    }
+
+    /// Whether there is a report file of this stem that holds just these lines: then a publish that seemed to fail, or
+    /// of which nobody heard, has succeeded. Returns its length.
+    ///
+    /// # Errors
+    /// Those of the file system, and that there is another file of that name.
+    pub fn published(&self, stem: &Stem, lines: &[&[u8]]) -> io::Result<u64> {
+        let file = File::open(self.path.join(stem.report_file()))?;
+        let bytes = file.metadata()?.len();
+        if report_file::decode(file)? == lines.concat() {
+            Ok(bytes)
+        } else {
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, "another file has this batch's name"))
+        }
     }
 }
 
@@ -127,8 +145,18 @@ impl Temp {
         }
     }
 
+    /// Whether a netwatch-server gives such names to files in the making; others' files are not touched.
     fn is_named_so(name: &str) -> bool {
-        name.starts_with('.') && name.ends_with(".tmp")
+        let parse = || {
+            let name = name.strip_prefix('.')?.strip_suffix(".tmp")?;
+            let (stem, id) = name.strip_suffix(".link").unwrap_or(name).rsplit_once('.')?;
+            let random = id.len() == 8 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+            let known = ["probe", "journal"].contains(&stem)
+                || Stem::of_report_file(stem).is_some()
+                || Stem::of_journal(stem).is_some();
+            (random && known).then_some(())
+        };
+        parse().is_some()
     }
 }
 
@@ -140,16 +168,28 @@ impl Drop for Temp {
 
 /// Opens and locks a file that nobody owns any more; `None` when somebody has it locked, or it is gone.
 fn orphan(path: &Path) -> io::Result<Option<File>> {
-    let file = match File::open(path) {
+    // Whatever may lie there under such a name, it must not make this wait or lead elsewhere.
+    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        // Between opening and locking, its owner or another recovery may have been done with it.
-        Ok(()) => Ok((file.metadata()?.nlink() > 0).then_some(file)),
-        Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Ok(None),
+        Err(error) => return Err(error.into()),
     }
+    // Between opening and locking, its owner or another recovery may have been done with it.
+    let (opened, named) = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        named => (file.metadata()?, named?),
+    };
+    let same = (opened.dev(), opened.ino()) == (named.dev(), named.ino());
+    Ok((same && opened.is_file()).then_some(file))
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 fn remove(path: &Path) {

@@ -2,7 +2,8 @@
 //!
 //! An orphan is a journal that no process has locked: its owner has died. For each one:
 //!
-//! - If its report file is there and sound, the crash fell between publishing and discarding: it is discarded now.
+//! - If its report file is there and sound, the crash fell between publishing and discarding: it is discarded now. A
+//!   report file that is not sound is put aside.
 //! - Else every complete, valid line is published under the journal's stem, and then the journal is discarded.
 //! - Bytes that are no complete, valid line were never acknowledged, or the disk has changed them. They are put aside
 //!   in `DATA_DIR/quarantine/`, for a person to look at.
@@ -16,7 +17,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{Compression, DIR_MODE, Stem, Store, Temp, journal, orphan, remove, report_file};
+use super::{Compression, DIR_MODE, Stem, Store, Temp, journal, orphan, remove, report_file, sync_dir};
 use crate::report::Report;
 
 const QUARANTINE: &str = "quarantine";
@@ -41,14 +42,7 @@ pub struct Recovered {
 /// When the directory of the journals can't be read.
 pub fn recover(store: &Store, compression: Compression, foreign: &mut HashSet<PathBuf>) -> io::Result<Recovered> {
     let mut recovered = Recovered::default();
-    // What a server was making when it died.
-    for dir in [&store.path, &journal::dir(&store.path), &store.path.join(QUARANTINE)] {
-        for path in paths(dir)?.into_iter().filter(|path| Temp::is_named_so(name(path))) {
-            if orphan(&path)?.is_some() {
-                remove(&path);
-            }
-        }
-    }
+    sweep(store);
     for path in paths(&journal::dir(&store.path))? {
         let done = match Stem::of_journal(name(&path)) {
             Some(stem) => recover_one(store, &path, &stem, compression, &mut recovered),
@@ -66,6 +60,25 @@ pub fn recover(store: &Store, compression: Compression, foreign: &mut HashSet<Pa
         }
     }
     Ok(recovered)
+}
+
+/// Removes what dead servers were making. What goes wrong is logged.
+pub fn sweep(store: &Store) {
+    for dir in [&store.path, &journal::dir(&store.path), &store.path.join(QUARANTINE)] {
+        let made = paths(dir).map(|paths| paths.into_iter().filter(|path| Temp::is_named_so(name(path))));
+        let swept = made.and_then(|mut made| {
+            made.try_for_each(|path| {
+                // Locked until it is gone.
+                if let Some(_orphan) = orphan(&path)? {
+                    remove(&path);
+                }
+                Ok(())
+            })
+        });
+        if let Err(error) = swept {
+            tracing::error!(dir = %dir.display(), %error, "can't remove all that a dead server was making");
+        }
+    }
 }
 
 /// What lies in a directory, in the order of the names; nothing if it is not there.
@@ -90,18 +103,20 @@ fn recover_one(
     recovered: &mut Recovered,
 ) -> io::Result<()> {
     let Some(mut file) = orphan(path)? else { return Ok(()) };
-    let mut stem = *stem;
-    if let Ok(report_file) = File::open(store.path.join(stem.report_file())) {
-        match report_file::decode(report_file) {
-            Ok(_) => {
-                remove(path);
-                return Ok(());
-            }
-            // It stays where it is, for a person to look at.
-            Err(error) => {
-                tracing::error!(file = stem.report_file(), %error, "a report file is not sound; its journal is published anew");
-                stem = stem.renamed();
-            }
+    let path_of_report_file = store.path.join(stem.report_file());
+    match File::open(&path_of_report_file).and_then(report_file::decode) {
+        Ok(_) => {
+            // Its owner may have died before the name was on disk.
+            store.sync()?;
+            remove(path);
+            return Ok(());
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        // The disk may do better next time.
+        Err(error) if error.raw_os_error().is_some() => return Err(error),
+        Err(error) => {
+            tracing::error!(file = stem.report_file(), %error, "a report file is not sound; it is put aside");
+            put_aside(store, &path_of_report_file)?;
         }
     }
     let modified = file.metadata()?.modified()?;
@@ -112,7 +127,7 @@ fn recover_one(
         quarantine(store, path, &content, recovered)?;
     }
     if !content.lines.is_empty() {
-        publish(store, &stem, &content.lines, modified, compression)?;
+        publish(store, stem, &content.lines, modified, compression)?;
         let reports: usize = content.lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum();
         tracing::info!(file = stem.report_file(), reports, "recovered");
         recovered.reports += reports;
@@ -180,9 +195,26 @@ fn is_line(line: &[u8]) -> bool {
     Report::check(text).is_ok_and(|report| report.as_bytes() == text)
 }
 
-fn quarantine(store: &Store, path: &Path, content: &Content<'_>, recovered: &mut Recovered) -> io::Result<()> {
+/// Moves a report file to the quarantine.
+fn put_aside(store: &Store, path: &Path) -> io::Result<()> {
+    let dir = quarantine_dir(store)?;
+    let aside = dir.join(name(path));
+    if !aside.exists() {
+        fs::hard_link(path, aside)?;
+        sync_dir(&dir)?;
+    }
+    fs::remove_file(path)?;
+    store.sync()
+}
+
+fn quarantine_dir(store: &Store) -> io::Result<PathBuf> {
     let dir = store.path.join(QUARANTINE);
     DirBuilder::new().recursive(true).mode(DIR_MODE).create(&dir)?;
+    Ok(dir)
+}
+
+fn quarantine(store: &Store, path: &Path, content: &Content<'_>, recovered: &mut Recovered) -> io::Result<()> {
+    let dir = quarantine_dir(store)?;
     let bytes: usize = content.rest.iter().map(|(_, rest)| rest.len()).sum();
     let first_offset = content.rest[0].0;
     let name = name(path);
@@ -194,6 +226,8 @@ fn quarantine(store: &Store, path: &Path, content: &Content<'_>, recovered: &mut
         }
         temp.file.sync_all()?;
         fs::hard_link(&temp.path, &aside)?;
+        sync_dir(&dir)?;
+        store.sync()?;
     }
     tracing::warn!(
         file = %path.display(), offset = first_offset, bytes, aside = %aside.display(),

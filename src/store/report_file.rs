@@ -68,12 +68,6 @@ impl Stem {
         (stem.to_string() == text).then_some(stem)
     }
 
-    /// Another stem of the same time.
-    #[must_use]
-    pub fn renamed(&self) -> Self {
-        Self { id: random_id(), ..*self }
-    }
-
     /// The name of the report file.
     #[must_use]
     pub fn report_file(&self) -> String {

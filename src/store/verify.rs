@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::recover::{Content, name, paths};
-use super::{Stem, journal, report_file};
+use super::{Stem, journal, orphan, report_file};
 
 /// What was found of one file.
 #[derive(Debug)]
@@ -25,21 +25,32 @@ pub fn verify(data_dir: &Path) -> io::Result<Vec<Verdict>> {
     let report_files = paths(data_dir)?.into_iter().filter(|path| Stem::of_report_file(name(path)).is_some());
     let journals = paths(&journal::dir(data_dir))?.into_iter().filter(|path| Stem::of_journal(name(path)).is_some());
     let report_files = report_files.map(|path| Verdict { reports: verify_report_file(&path), path });
-    let journals = journals.map(|path| Verdict { reports: verify_journal(&path), path });
+    let journals = journals.filter_map(|path| Some(Verdict { reports: verify_journal(&path)?, path }));
     Ok(report_files.chain(journals).collect())
 }
 
 fn verify_report_file(path: &Path) -> Result<usize, String> {
     let lines = File::open(path).and_then(report_file::decode).map_err(|error| error.to_string())?;
-    sound(&lines)
+    sound(&Content::of(&lines))
 }
 
-fn verify_journal(path: &Path) -> Result<usize, String> {
-    sound(&fs::read(path).map_err(|error| error.to_string())?)
+fn verify_journal(path: &Path) -> Option<Result<usize, String>> {
+    // Before it is read: then an owner that is done with it meanwhile is taken for one that still writes.
+    let used = matches!(orphan(path), Ok(None));
+    match fs::read(path) {
+        // Its owner has published it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(Err(error.to_string())),
+        Ok(bytes) => {
+            let mut content = Content::of(&bytes);
+            // The last write may be on its way.
+            content.rest.pop_if(|(_, rest)| used && !rest.ends_with(b"\n"));
+            Some(sound(&content))
+        }
+    }
 }
 
-fn sound(bytes: &[u8]) -> Result<usize, String> {
-    let content = Content::of(bytes);
+fn sound(content: &Content<'_>) -> Result<usize, String> {
     match content.rest.first() {
         None => Ok(content.lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum()),
         Some((offset, rest)) => Err(format!("{} bytes at offset {offset} are no report", rest.len())),
