@@ -128,9 +128,12 @@ fn nothing_is_lost_when_nobody_reads_the_log() {
 }
 
 #[test]
-fn a_stop_waits_for_a_disk_that_comes_back() {
+fn a_stop_waits_for_a_disk_that_comes_back_and_keeps_the_journals_name_over_all_tries() {
     let mut server = Server::start(&[]);
     server.post("{}").assert_ok();
+    let journals = std::fs::read_dir(server.data_dir.join("journal")).unwrap();
+    let names = journals.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let stem = names.filter_map(|name| Some(name.strip_suffix(".jsonl")?.to_owned())).next().unwrap();
     let aside = server.data_dir.with_extension("aside");
     std::fs::rename(&server.data_dir, &aside).unwrap();
     server.signal(Signal::TERM);
@@ -139,4 +142,5 @@ fn a_stop_waits_for_a_disk_that_comes_back() {
     std::fs::rename(&aside, &server.data_dir).unwrap();
     assert!(server.wait().success());
     assert_eq!(server.stored(), ["{}"]);
+    assert_eq!(common::report_files(&server.data_dir), [server.data_dir.join(format!("{stem}.jsonl.zst"))]);
 }
