@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use common::{Server, report_files, stored, wait_until};
@@ -87,27 +88,48 @@ fn the_files_of_two_servers_on_one_directory_never_collide() {
 
 #[test]
 fn a_burst_that_the_flush_can_not_keep_up_with_spills_and_every_report_comes_back() {
-    // Hard to compress, at a level that takes its time, in two small batches.
-    let mut state = 1_u64;
-    let mut noise = |len: usize| -> String {
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            char::from(b'A' + (state >> 58) as u8 % 26)
-        };
-        (0..len).map(|_| next()).collect()
-    };
     let server = Server::start(&[
         ("MAX_BODY_BYTES", "32KiB"),
         ("BATCH_BYTES", "128KiB"),
         ("BUFFER_BYTES", "256KiB"),
-        ("ZSTD_LEVEL", "19"),
+        ("ZSTD_LEVEL", "22"),
         ("FLUSH_INTERVAL", "1h"),
     ]);
-    let mut client = server.connect();
-    let reports: Vec<_> = (0..60).map(|n| format!("{{\"n\":{n},\"pad\":\"{}\"}}", noise(30_000))).collect();
-    let accepted: Vec<_> = reports.iter().filter(|report| client.post(report).status == 200).collect();
-    server.wait_for_log("spilled", |_| true);
+    // As many clients as it takes, for as long as it takes: reports that are hard to compress, until some have spilled.
+    let spilled = AtomicBool::new(false);
+    let accepted: HashSet<_> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..8_u64)
+            .map(|client| {
+                let (server, spilled) = (&server, &spilled);
+                scope.spawn(move || {
+                    let (mut connection, mut accepted) = (server.connect(), Vec::new());
+                    while !spilled.load(Ordering::Relaxed) {
+                        let report = noise(client, accepted.len() as u64);
+                        match connection.post(&report) {
+                            answer if answer.status == 200 => accepted.push(report),
+                            answer => drop(answer.assert_problem(503, "buffer-full")),
+                        }
+                    }
+                    accepted
+                })
+            })
+            .collect();
+        server.wait_for_log("spilled", |_| true);
+        spilled.store(true, Ordering::Relaxed);
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
     let stored = server.stop();
     assert_eq!(stored.len(), accepted.len());
-    assert_eq!(stored.iter().collect::<HashSet<_>>(), accepted.into_iter().collect());
+    assert_eq!(stored.into_iter().collect::<HashSet<_>>(), accepted);
+}
+
+/// A report of 30 kB of letters in no order.
+fn noise(client: u64, n: u64) -> String {
+    let mut state = client << 32 | n;
+    let mut letter = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'A' + (state >> 58) as u8 % 26)
+    };
+    let letters: String = (0..30_000).map(|_| letter()).collect();
+    format!("{{\"client\":{client},\"n\":{n},\"letters\":\"{letters}\"}}")
 }

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -313,6 +313,6 @@ impl Log {
     }
 
     fn text(&self) -> String {
-        self.lines.lock().unwrap().0.join("\n")
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).0.join("\n")
     }
 }
