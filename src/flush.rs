@@ -81,9 +81,12 @@ impl Flusher {
         });
         match self.store.sync() {
             Ok(()) => batch.discard_journal(),
-            // Asking again might hide the error. The journal stays: it will be found an orphan that has its report
-            // file, once the directory can be synced.
-            Err(error) => tracing::error!(file = stem.report_file(), %error, "can't sync the directory"),
+            // Asking again might hide the error, but that is all that can be done without a journal. With one, it stays:
+            // it will be found an orphan that has its report file, once the directory can be synced.
+            Err(error) if batch.is_journaled() => {
+                tracing::error!(file = stem.report_file(), %error, "can't sync the directory; the journal is kept");
+            }
+            Err(_) => keep_trying("can't sync the directory; the batch is kept", || self.store.sync()),
         }
         let ms = started.elapsed().as_millis() as u64;
         tracing::info!(file = stem.report_file(), reports, bytes_in, bytes_out, ms, "published");

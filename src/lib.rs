@@ -12,7 +12,8 @@
 //! 5. The batch is full, or its first report `FLUSH_INTERVAL` old: a free batch takes its place, and it is sealed.
 //! 6. [`flush`] waits for the last writer of the sealed batch and hands its lines to [`store`], which compresses them
 //!    into a temporary file, syncs it, links it to its final name and syncs the directory.
-//! 7. The journal is dropped. The last reference to the batch is dropped, and with that its memory is free for the next one.
+//! 7. The journal is dropped. Then the last reference to the batch is, and with that its memory is free for the next
+//!    one.
 //!
 //! ```text
 //!   http  ──►  buffer  ──►  store         imports run this way only
@@ -26,11 +27,10 @@
 //! - A request that was refused left nothing behind, but for one case: when a journal can't be written, the reports that
 //!   waited for it are refused, and may be flushed all the same.
 //! - A file has its final name only when it is complete and on disk, and is never changed or replaced after that.
-//! - Memory is bounded, whatever the burst: when no batch is free, one that waits for its flush and is wholly in its
-//!   journal gives up its memory, and [`upkeep`] recovers that journal as it does those of dead servers.
-//!   That is bounded by `SPILL_BYTES`.
-//! - So are all parts of it: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces (and as much again
-//!   for those of them that are folded), and one read buffer for each of `MAX_CONNECTIONS`. When the batches are full, requests wait a moment and are then refused.
+//! - Memory is bounded: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces (and as much again
+//!   for those of them that are folded), and one read buffer for each of `MAX_CONNECTIONS`. In a burst, a batch that
+//!   waits for its flush and is wholly in its journal gives up its memory, within `SPILL_BYTES`, and [`upkeep`] recovers
+//!   that journal as it does those of dead servers. Beyond that, requests wait a moment and are then refused.
 //! - Lines of one thread keep their order within a batch, and batches theirs in the time that their names tell. A
 //!   client's requests may be answered by different threads, so that is no promise to clients.
 //!

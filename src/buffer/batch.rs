@@ -107,6 +107,12 @@ impl Batch {
         commit.journal_file()
     }
 
+    /// Whether this batch has a journal.
+    #[must_use]
+    pub fn is_journaled(&self) -> bool {
+        self.commit.is_some()
+    }
+
     /// Lets go of the journal. All of the batch is in a report file by now.
     pub fn discard_journal(&self) {
         self.commit.iter().for_each(Commit::discard);
