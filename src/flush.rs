@@ -14,7 +14,7 @@ use crate::store::{Compression, Store};
 use crate::upkeep::be_nice;
 
 /// Pause between two tries of the same thing: doubled from the first to the last.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_FIRST: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 const RETRY_LAST: Duration = Duration::from_secs(5);
 
 /// Turns sealed batches into report files.
@@ -59,7 +59,7 @@ impl Flusher {
     }
 
     /// Publishes a sealed batch, however often that has to be tried.
-    fn flush(&self, batch: &Batch) {
+    pub(crate) fn flush(&self, batch: &Batch) {
         let lines = loop {
             match batch.lines() {
                 Some(lines) => break lines,

@@ -50,6 +50,8 @@ pub mod config;
 pub mod flush;
 pub mod healthcheck;
 pub mod http;
+#[cfg(all(test, not(netwatch_loom)))]
+mod promise;
 pub mod report;
 pub mod server;
 pub mod store;

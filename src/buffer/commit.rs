@@ -5,6 +5,7 @@
 //! comes meanwhile waits for the next group, which has its own leader.
 
 use std::io::{self, IoSlice};
+use std::panic;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -194,6 +195,10 @@ async fn group(lead: Lead) {
         Ok(()) => lead.commit().keep(&ends),
         Err(error) => lead.commit().fail(&lead.0, &error),
     });
-    // An error: the runtime is going down, and nobody is told anything any more.
-    drop(synced.await);
+    match synced.await {
+        // Ends this request, and not only the sync: else it would lead again, and again.
+        Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
+        // An error: the runtime is going down, and nobody is told anything any more.
+        Ok(()) | Err(_) => {}
+    }
 }

@@ -14,19 +14,15 @@
 //! (flock); one that nobody has locked is an orphan and may be recovered by anybody. It is made as a hidden file, and
 //! keeps that name beside its own as long as its owner lives.
 
-use std::fs::{self, DirBuilder};
 use std::io::{self, IoSlice};
 use std::mem;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::{Errno, pwritev};
 
-use super::{DIR_MODE, Stem, Temp, remove, sync_dir};
+use super::{Disk, Stem, Temp};
 
 /// Where the journals lie within the data directory.
 const DIR: &str = "journal";
@@ -37,6 +33,7 @@ const READY: usize = 2;
 /// The journals of one server: made ahead of time, so that a full disk shows before a report is taken.
 #[derive(Debug)]
 pub struct Journals {
+    disk: Disk,
     dir: PathBuf,
     journal_bytes: u64,
     ready: ArrayQueue<Journal>,
@@ -66,12 +63,9 @@ pub(super) fn dir(data_dir: &Path) -> PathBuf {
 
 impl Journals {
     /// Makes the first journals, each of `journal_bytes`, and their directory (0750) if it is not there.
-    ///
-    /// # Errors
-    /// Those of the file system.
-    pub fn open(data_dir: &Path, journal_bytes: usize) -> io::Result<Self> {
-        let dir = dir(data_dir);
-        let journals = Self { dir, journal_bytes: journal_bytes as u64, ready: ArrayQueue::new(READY) };
+    pub(super) fn open(disk: &Disk, data_dir: &Path, journal_bytes: usize) -> io::Result<Self> {
+        let (disk, dir) = (disk.clone(), dir(data_dir));
+        let journals = Self { disk, dir, journal_bytes: journal_bytes as u64, ready: ArrayQueue::new(READY) };
         journals.prepare()?;
         Ok(journals)
     }
@@ -82,15 +76,12 @@ impl Journals {
     /// Those of the file system, such as that it is full. What was made before stays.
     pub fn prepare(&self) -> io::Result<()> {
         // Not the data directory itself: if that is gone, what is to come back may be a disk that is not mounted.
-        match DirBuilder::new().mode(DIR_MODE).create(&self.dir) {
+        match self.disk.create_dir(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            created => {
-                created?;
-                sync_dir(self.dir.parent().expect("it lies in the data directory"))?;
-            }
+            created => created?,
         }
         while !self.ready.is_full() {
-            let journal = Journal::create(&self.dir, self.journal_bytes)?;
+            let journal = Journal::create(&self.disk, &self.dir, self.journal_bytes)?;
             // Only this call adds any; if it was not alone, the journal is dropped again.
             drop(self.ready.push(journal));
         }
@@ -123,13 +114,9 @@ impl Journals {
 }
 
 impl Journal {
-    fn create(dir: &Path, bytes: u64) -> io::Result<Self> {
-        let temp = Temp::create(dir, "journal")?;
-        match fallocate(&temp.file, FallocateFlags::empty(), 0, bytes) {
-            // A file system that can't: a full disk will show later.
-            Err(Errno::OPNOTSUPP) => temp.file.set_len(bytes)?,
-            allocated => allocated?,
-        }
+    fn create(disk: &Disk, dir: &Path, bytes: u64) -> io::Result<Self> {
+        let temp = Temp::create(disk, dir, "journal")?;
+        disk.allocate(&temp.file, bytes)?;
         Ok(Self { temp, state: Mutex::new(State::Unnamed), len: AtomicU64::new(0) })
     }
 
@@ -141,7 +128,7 @@ impl Journal {
         let mut state = self.state();
         if let State::Unnamed = *state {
             let path = self.temp.path.with_file_name(stem.journal());
-            fs::hard_link(&self.temp.path, &path)?;
+            self.temp.link(&path)?;
             *state = State::Named(path);
         }
         Ok(())
@@ -156,14 +143,14 @@ impl Journal {
         let mut offset = self.len.load(Ordering::Relaxed);
         let mut left = lines;
         while !left.is_empty() {
-            match pwritev(&self.temp.file, left, offset) {
+            match self.temp.disk.write_at(&self.temp.file, left, offset) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     offset += written as u64;
                     IoSlice::advance_slices(&mut left, written);
                 }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
         self.len.store(offset, Ordering::Relaxed);
@@ -175,7 +162,7 @@ impl Journal {
     /// # Errors
     /// Those of the file system. After that nobody knows what is on disk, and asking again would not tell.
     pub fn sync(&self) -> io::Result<()> {
-        self.temp.file.sync_data()
+        self.temp.disk.sync_data(&self.temp.file)
     }
 
     /// Brings the journal's name to the disk.
@@ -183,7 +170,7 @@ impl Journal {
     /// # Errors
     /// Those of the file system.
     pub fn sync_name(&self) -> io::Result<()> {
-        sync_dir(self.temp.path.parent().expect("it lies in a directory"))
+        self.temp.disk.sync_dir(self.temp.path.parent().expect("it lies in a directory"))
     }
 
     /// Where it lies; `None` before it has a name.
@@ -211,7 +198,7 @@ impl Journal {
     /// Removes the journal: its reports are in a report file.
     pub fn discard(&self) {
         if let State::Named(path) = mem::replace(&mut *self.state(), State::Discarded) {
-            remove(&path);
+            self.temp.disk.discard(&path);
         }
     }
 

@@ -1,29 +1,32 @@
 //! The data directory on disk: how a report file comes to be there, whole or not at all.
 
+pub mod content;
+mod disk;
 pub mod journal;
 pub mod recover;
 pub mod report_file;
 pub mod verify;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+pub(crate) use self::disk::Disk;
+#[cfg(all(test, not(netwatch_loom)))]
+pub(crate) use self::disk::script;
 pub use self::journal::{Journal, Journals};
 pub use self::report_file::{Compression, Stem};
-
-const DIR_MODE: u32 = 0o750;
-const FILE_MODE: u32 = 0o640;
 
 /// The directory in which report files are published. Several servers may share one.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
+    disk: Disk,
 }
 
 /// The data directory can't be used.
@@ -42,13 +45,17 @@ impl Store {
     /// # Errors
     /// [`OpenError`], with what could not be done.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::open_on(Disk::default(), path)
+    }
+
+    pub(crate) fn open_on(disk: Disk, path: &Path) -> Result<Self, OpenError> {
         let failed = |action| move |source| OpenError { action, path: path.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(DIR_MODE).create(path).map_err(failed("make the directory"))?;
-        let store = Self { path: path.to_owned() };
-        let probe = Temp::create(path, "probe").map_err(failed("make files in"))?;
+        disk.create_dir_all(path).map_err(failed("make the directory"))?;
+        let store = Self { path: path.to_owned(), disk };
+        let probe = store.temp(path, "probe").map_err(failed("make files in"))?;
         let link = probe.path.with_extension("link.tmp");
-        fs::hard_link(&probe.path, &link).map_err(failed("make hard links in"))?;
-        remove(&link);
+        probe.link(&link).map_err(failed("make hard links in"))?;
+        store.disk.discard(&link);
         drop(probe);
         store.sync().map_err(failed("sync"))?;
         Ok(store)
@@ -62,7 +69,7 @@ impl Store {
         // What a dead server has prepared may be what takes the room.
         recover::sweep(self);
         let failed = |source| OpenError { action: "make journals in", path: journal::dir(&self.path), source };
-        Journals::open(&self.path, journal_bytes).map_err(failed)
+        Journals::open(&self.disk, &self.path, journal_bytes).map_err(failed)
     }
 
     /// Compresses `lines` into a new report file, with `modified` as its time. Once this returns, the file is complete
@@ -78,15 +85,12 @@ impl Store {
         modified: SystemTime,
         compression: Compression,
     ) -> io::Result<u64> {
-        let mut temp = Temp::create(&self.path, &stem.report_file())?;
-        report_file::compress(lines, compression, &mut temp.file)?;
-        temp.file.set_modified(modified)?;
-        temp.file.sync_all()?;
+        let temp = self.temp(&self.path, &stem.report_file())?;
+        report_file::compress(lines, compression, self.disk.writer(&temp.file))?;
+        self.disk.set_modified(&temp.file, modified)?;
+        self.disk.sync(&temp.file)?;
         let bytes = temp.file.metadata()?.len();
-
-        let path = self.path.join(stem.report_file());
-        // Never a rename: it would replace what is there.
-        fs::hard_link(&temp.path, &path)?;
+        temp.link(&self.path.join(stem.report_file()))?;
         Ok(bytes)
     }
 
@@ -104,7 +108,7 @@ impl Store {
     /// # Errors
     /// Those of the file system. The call can be made again: it opens the directory anew.
     pub fn sync(&self) -> io::Result<()> {
-        sync_dir(&self.path)
+        self.disk.sync_dir(&self.path)
     }
 
     /// Whether there is a report file of this stem that holds just these lines: then a publish that seemed to fail, or
@@ -113,13 +117,17 @@ impl Store {
     /// # Errors
     /// Those of the file system, and that there is another file of that name.
     pub fn published(&self, stem: &Stem, lines: &[&[u8]]) -> io::Result<u64> {
-        let file = File::open(self.path.join(stem.report_file()))?;
+        let file = self.disk.open(&self.path.join(stem.report_file()))?;
         let bytes = file.metadata()?.len();
         if report_file::decode(file)? == lines.concat() {
             Ok(bytes)
         } else {
             Err(io::Error::new(io::ErrorKind::AlreadyExists, "another file has this batch's name"))
         }
+    }
+
+    fn temp(&self, dir: &Path, stem: &str) -> io::Result<Temp> {
+        Temp::create(&self.disk, dir, stem)
     }
 }
 
@@ -128,21 +136,27 @@ impl Store {
 struct Temp {
     path: PathBuf,
     file: File,
+    disk: Disk,
 }
 
 impl Temp {
     /// Makes `.STEM.RANDOM.tmp` in `dir`.
-    fn create(dir: &Path, stem: &str) -> io::Result<Self> {
+    fn create(disk: &Disk, dir: &Path, stem: &str) -> io::Result<Self> {
         loop {
             let path = dir.join(format!(".{stem}.{:08x}.tmp", random_id()));
-            let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
+            let file = disk.create(&path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if file.metadata()?.nlink() > 0 => return Ok(Self { path, file }),
+                Ok(()) if file.metadata()?.nlink() > 0 => return Ok(Self { path, file, disk: disk.clone() }),
                 // A recovery found it before it was locked, and removes it.
                 Ok(()) | Err(Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Gives it the name that is to stay. Never a rename: that would replace what is there.
+    fn link(&self, path: &Path) -> io::Result<()> {
+        self.disk.link(&self.path, path)
     }
 
     /// Whether a netwatch-server gives such names to files in the making; others' files are not touched.
@@ -162,15 +176,13 @@ impl Temp {
 
 impl Drop for Temp {
     fn drop(&mut self) {
-        remove(&self.path);
+        self.disk.discard(&self.path);
     }
 }
 
 /// Opens and locks a file that nobody owns any more; `None` when somebody has it locked, or it is gone.
-fn orphan(path: &Path) -> io::Result<Option<File>> {
-    // Whatever may lie there under such a name, it must not make this wait or lead elsewhere.
-    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
-    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+fn orphan(disk: &Disk, path: &Path) -> io::Result<Option<File>> {
+    let file = match disk.open_warily(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
@@ -186,16 +198,6 @@ fn orphan(path: &Path) -> io::Result<Option<File>> {
     };
     let same = (opened.dev(), opened.ino()) == (named.dev(), named.ino());
     Ok((same && opened.is_file()).then_some(file))
-}
-
-fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path) {
-        tracing::warn!(path = %path.display(), %error, "can't remove a file that is not needed");
-    }
 }
 
 /// A number that no other name here is likely to carry.
@@ -222,7 +224,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
         let store = Store::open(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, DIR_MODE);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o750);
         assert!(names(&path).is_empty(), "the probe is gone");
 
         let modified = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
@@ -231,7 +233,7 @@ mod tests {
         assert_eq!(names(&path), [name.report_file()]);
         let metadata = fs::metadata(path.join(name.report_file())).unwrap();
         assert_eq!(metadata.len(), bytes);
-        assert_eq!(metadata.permissions().mode() & 0o777, FILE_MODE);
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o640);
         assert_eq!(metadata.nlink(), 1);
         assert_eq!(metadata.modified().unwrap(), modified);
         let content = zstd::decode_all(File::open(path.join(name.report_file())).unwrap()).unwrap();

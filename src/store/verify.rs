@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::recover::{Content, name, paths};
-use super::{Stem, journal, orphan, report_file};
+use super::content::Content;
+use super::recover::{name, paths};
+use super::{Disk, Stem, journal, orphan, report_file};
 
 /// What was found of one file.
 #[derive(Debug)]
@@ -22,10 +23,12 @@ pub struct Verdict {
 /// When a directory can't be read.
 pub fn verify(data_dir: &Path) -> io::Result<Vec<Verdict>> {
     fs::read_dir(data_dir)?;
-    let report_files = paths(data_dir)?.into_iter().filter(|path| Stem::of_report_file(name(path)).is_some());
-    let journals = paths(&journal::dir(data_dir))?.into_iter().filter(|path| Stem::of_journal(name(path)).is_some());
+    let disk = Disk::default();
+    let report_files = paths(&disk, data_dir)?.into_iter().filter(|path| Stem::of_report_file(name(path)).is_some());
+    let journals = paths(&disk, &journal::dir(data_dir))?.into_iter();
+    let journals = journals.filter(|path| Stem::of_journal(name(path)).is_some());
     let report_files = report_files.map(|path| Verdict { reports: verify_report_file(&path), path });
-    let journals = journals.filter_map(|path| Some(Verdict { reports: verify_journal(&path)?, path }));
+    let journals = journals.filter_map(|path| Some(Verdict { reports: verify_journal(&disk, &path)?, path }));
     Ok(report_files.chain(journals).collect())
 }
 
@@ -34,9 +37,9 @@ fn verify_report_file(path: &Path) -> Result<usize, String> {
     sound(&Content::of(&lines))
 }
 
-fn verify_journal(path: &Path) -> Option<Result<usize, String>> {
+fn verify_journal(disk: &Disk, path: &Path) -> Option<Result<usize, String>> {
     // Before it is read: then an owner that is done with it meanwhile is taken for one that still writes.
-    let used = matches!(orphan(path), Ok(None));
+    let used = matches!(orphan(disk, path), Ok(None));
     match fs::read(path) {
         // Its owner has published it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -52,7 +55,7 @@ fn verify_journal(path: &Path) -> Option<Result<usize, String>> {
 
 fn sound(content: &Content<'_>) -> Result<usize, String> {
     match content.rest.first() {
-        None => Ok(content.lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum()),
+        None => Ok(content.reports()),
         Some((offset, rest)) => Err(format!("{} bytes at offset {offset} are no report", rest.len())),
     }
 }
