@@ -251,6 +251,18 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(names(dir.path()), [name.report_file()], "no temporary file is left");
         assert_eq!(fs::read(dir.path().join(name.report_file())).unwrap(), b"precious");
+        assert!(store.published(&name, &[b"{}\n"]).is_err());
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_this_batchs_only_if_the_lines_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let now = SystemTime::now();
+        let name = Stem::new(now);
+        let bytes = store.publish(&name, &[b"{}\n"], now, COMPRESSION).unwrap();
+        assert_eq!(store.published(&name, &[b"{", b"}\n"]).unwrap(), bytes);
+        assert_eq!(store.published(&name, &[b"{\"a\":1}\n"]).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]
