@@ -8,7 +8,7 @@ COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src benches \
  && echo '//! Stands in for the source.' > src/lib.rs \
  && echo 'fn main() {}' > src/main.rs \
- && for bench in append flush report versus_hyper; do echo 'fn main() {}' > benches/$bench.rs; done \
+ && for bench in append flush recover report versus_hyper; do echo 'fn main() {}' > benches/$bench.rs; done \
  && cargo build --release --locked \
  && rm -rf src target/release/.fingerprint/netwatch-server-*
 COPY src src
