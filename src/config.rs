@@ -35,6 +35,8 @@ const fn setting(name: &'static str, default: &'static str, takes: &'static str,
 
 const SIZE: &str = "a size such as 64KiB or 10MiB";
 const DURATION: &str = "a duration such as 500ms, 60s or 5m, more than zero and up to a year";
+const DELAY: &str = "a duration such as 500ms, 60s or 5m, from 0s up to a year";
+const TRUTH: &str = "true or false";
 const COUNT: &str = "a whole number, 1 to 1000000";
 const AUTO_COUNT: &str = "a whole number, 1 to 1024, or auto: one for each core";
 const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -44,8 +46,14 @@ const LEVEL: &str = "a zstd level, 1 to 22";
 pub const SETTINGS: &[Setting] = &[
     setting("PORT", "8080", "a port, 0 to 65535 (0: any free one)", "The TCP port to listen on."),
     setting("HOST", "::", "an IP address", "The address to listen on; `::` is all interfaces, IPv6 and IPv4."),
+    setting(
+        "REUSE_PORT",
+        "false",
+        TRUTH,
+        "Share the port with other servers on this machine, for a restart without a gap.",
+    ),
     setting("DATA_DIR", "./data/reports", "a directory", "Where report files are published; made if it is not there."),
-    setting("DEBUG", "false", "true or false", "Log refused requests and closed connections too."),
+    setting("DEBUG", "false", TRUTH, "Log refused requests and closed connections too."),
     setting("LOG_FORMAT", "text", "text or json", "How log lines look on standard error: text or json."),
     setting(
         "ACK",
@@ -93,10 +101,16 @@ pub const SETTINGS: &[Setting] = &[
     setting("BODY_TIMEOUT", "30s", DURATION, "For a whole request body."),
     setting("KEEP_ALIVE_TIMEOUT", "75s", DURATION, "For an idle connection; longer than the load balancer's own."),
     setting(
+        "SHUTDOWN_DELAY",
+        "0s",
+        DELAY,
+        "On a stop, how long requests are taken after /readyz has turned 503: until the load balancer has seen it.",
+    ),
+    setting(
         "SHUTDOWN_TIMEOUT",
         "8s",
         DURATION,
-        "On a stop, for the requests in flight; then all is flushed, however long that takes.",
+        "After that, for the requests in flight; then all is flushed, however long that takes.",
     ),
 ];
 
@@ -111,6 +125,8 @@ const DEFAULT_FILE: &str = ".env";
 pub struct Config {
     pub port: u16,
     pub host: IpAddr,
+    #[serde(deserialize_with = "flag")]
+    pub reuse_port: bool,
     pub data_dir: PathBuf,
     #[serde(deserialize_with = "flag")]
     pub debug: bool,
@@ -142,6 +158,8 @@ pub struct Config {
     pub body_timeout: Duration,
     #[serde(deserialize_with = "duration")]
     pub keep_alive_timeout: Duration,
+    #[serde(deserialize_with = "delay")]
+    pub shutdown_delay: Duration,
     #[serde(deserialize_with = "duration")]
     pub shutdown_timeout: Duration,
     /// The settings as they were read, for the log.
@@ -315,10 +333,17 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    match delay(deserializer)? {
+        Duration::ZERO => Err(D::Error::custom("out of range")),
+        duration => Ok(duration),
+    }
+}
+
+fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     let duration: jiff::SignedDuration = text.parse().map_err(D::Error::custom)?;
     match Duration::try_from(duration) {
-        Ok(duration) if !duration.is_zero() && duration <= YEAR => Ok(duration),
+        Ok(duration) if duration <= YEAR => Ok(duration),
         _ => Err(D::Error::custom("out of range")),
     }
 }

@@ -63,8 +63,12 @@ fn serve() -> Done {
     let config = Config::from_env()?;
     log_to_stderr(&config);
     let store = Store::open(&config.data_dir)?;
-    let listener = server::listen(config.host, config.port)
-        .map_err(|error| format!("can't listen on HOST {} PORT {}: {error}", config.host, config.port))?;
+    let listener =
+        match server::inherited().map_err(|error| format!("can't listen on what LISTEN_FDS names: {error}"))? {
+            Some(listener) => listener,
+            None => server::listen(config.host, config.port, config.reuse_port)
+                .map_err(|error| format!("can't listen on HOST {} PORT {}: {error}", config.host, config.port))?,
+        };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = config.effective, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(config.workers).enable_all().build()?;
     let shutdown = {

@@ -6,10 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use listenfd::ListenFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::buffer::{Ack, Buffer};
@@ -29,15 +31,24 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// File descriptors for all that is not a connection.
 const OTHER_FILES: u64 = 128;
 
-/// Opens the listening socket of `HOST` and `PORT`.
+/// The listening socket that systemd has opened for this process (`LISTEN_FDS`), if there is one.
+///
+/// # Errors
+/// When what was handed over is no TCP socket that listens.
+pub fn inherited() -> io::Result<Option<std::net::TcpListener>> {
+    ListenFd::from_env().take_tcp_listener(0)
+}
+
+/// Opens a listening socket; with `reuse_port`, beside others that were opened so.
 ///
 /// # Errors
 /// Whatever the system says, such as that the port is in use.
-pub fn listen(host: IpAddr, port: u16) -> io::Result<std::net::TcpListener> {
+pub fn listen(host: IpAddr, port: u16, reuse_port: bool) -> io::Result<std::net::TcpListener> {
     let bind = |address: SocketAddr| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for the connections of the last run to be forgotten.
         socket.set_reuse_address(true)?;
+        socket.set_reuse_port(reuse_port)?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }
@@ -97,13 +108,20 @@ pub async fn run(
     let app = Arc::new(App::new(&config, Arc::clone(&buffer)));
     let connections = Connections::new(&config);
     tracing::info!(address = %listener.local_addr()?, "listening");
+    tell_systemd(NotifyState::Ready);
 
+    let stop = async {
+        shutdown.await;
+        tracing::info!("stopping");
+        tell_systemd(NotifyState::Stopping);
+        app.leave();
+        tokio::time::sleep(config.shutdown_delay).await;
+    };
     tokio::select! {
         () = connections.accept(&listener, &app) => {}
-        () = shutdown => {}
+        () = stop => {}
     }
-    drop(listener);
-    tracing::info!("stopping");
+    connections.accept_rest(listener, &app)?;
     app.drain();
     connections.closed(config.shutdown_timeout).await;
     buffer.close();
@@ -119,6 +137,13 @@ pub async fn run(
         _ => return Err(io::Error::other("the flush task ended before all reports were on disk")),
     }
     Ok(())
+}
+
+/// Tells systemd, if it has started this process, how far it has got.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "can't notify systemd");
+    }
 }
 
 /// The places for open connections.
@@ -164,15 +189,22 @@ impl Connections {
                     continue;
                 }
             };
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%peer, %error, "can't turn off Nagle's algorithm"); // already gone
-            }
-            let serving = http::serve(Arc::clone(app), stream, peer);
-            tokio::spawn(async move {
-                serving.await;
-                drop(place);
-            });
+            serve(app, stream, peer, place);
         }
+    }
+
+    /// Accepts what the kernel has completed already, as far as there are places, and closes the socket: a client that
+    /// is in the backlog by then would be reset.
+    fn accept_rest(&self, listener: TcpListener, app: &Arc<App>) -> io::Result<()> {
+        // Not through the runtime: it may not have heard of them yet.
+        let listener = listener.into_std()?;
+        while let Ok(place) = Arc::clone(&self.free).try_acquire_owned()
+            && let Ok((stream, peer)) = listener.accept()
+        {
+            stream.set_nonblocking(true)?;
+            serve(app, TcpStream::from_std(stream)?, peer, place);
+        }
+        Ok(())
     }
 
     /// Waits until no connection is left, `within` at the most.
@@ -184,6 +216,17 @@ impl Connections {
             tracing::warn!(open, "some connections did not end in time; their requests are not answered");
         }
     }
+}
+
+fn serve(app: &Arc<App>, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "can't turn off Nagle's algorithm"); // already gone
+    }
+    let serving = http::serve(Arc::clone(app), stream, peer);
+    tokio::spawn(async move {
+        serving.await;
+        drop(place);
+    });
 }
 
 /// Raises the limit of open files to `wanted` if it is lower and may be raised; returns what holds then.

@@ -144,3 +144,44 @@ fn a_stop_waits_for_a_disk_that_comes_back_and_keeps_the_journals_name_over_all_
     assert_eq!(server.stored(), ["{}"]);
     assert_eq!(common::report_files(&server.data_dir), [server.data_dir.join(format!("{stem}.jsonl.zst"))]);
 }
+
+#[test]
+fn while_a_stop_is_delayed_readyz_says_so_and_reports_are_taken() {
+    let mut server = Server::start(&[("SHUTDOWN_DELAY", "1h")]);
+    let mut old = server.connect();
+    old.post("{\"n\":1}").assert_ok();
+    server.signal(Signal::TERM);
+    let unready = wait_until("it is not ready", || Some(server.get("/readyz")).filter(|answer| answer.status == 503));
+    assert_eq!(unready.json()["reason"], "the server is stopping");
+    assert_eq!(server.get("/livez").status, 200);
+    old.post("{\"n\":2}").assert_ok();
+    server.post("{\"n\":3}").assert_ok();
+    server.signal(Signal::KILL);
+    server.wait();
+    let next = Server::start_in(&server.data_dir, &[("SHUTDOWN_DELAY", "10ms")]);
+    next.wait_for_log("recovered", |_| true);
+    assert_eq!(next.stop().len(), 3);
+}
+
+#[test]
+fn a_connection_that_waits_to_be_accepted_when_the_stop_comes_gets_its_answer() {
+    let server = Server::start(&[]);
+    // Nothing has come over this one, and nothing will: it does not keep the server.
+    let _in_advance = server.connect();
+    server.post("{\"n\":0}").assert_ok();
+    server.signal(Signal::STOP);
+    let mut clients: Vec<_> = (1..=20)
+        .map(|n| {
+            let mut client = server.connect();
+            client.send(common::request(format!("{{\"n\":{n}}}").as_bytes()));
+            client
+        })
+        .collect();
+    server.signal(Signal::TERM);
+    server.signal(Signal::CONT);
+    for client in &mut clients {
+        client.answer().assert_ok();
+        client.assert_closed();
+    }
+    assert_eq!(server.stop().len(), 21);
+}

@@ -24,7 +24,7 @@ pub(crate) const COMMAND: &str = "serve-bare";
 pub(crate) fn serve() -> Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let mut terminated = signal(SignalKind::terminate())?;
-        let listener = TcpListener::from_std(listen(Ipv4Addr::LOCALHOST.into(), 0)?)?;
+        let listener = TcpListener::from_std(listen(Ipv4Addr::LOCALHOST.into(), 0, false)?)?;
         let address = listener.local_addr()?;
         eprintln!(r#"{{"fields":{{"message":"listening","address":"{address}"}}}}"#);
         let accepting = tokio::spawn(accept(listener));

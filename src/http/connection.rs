@@ -34,7 +34,9 @@ pub(super) struct Activity {
     deadline_ns: AtomicU64,
 }
 
-/// Between two requests, or before the first.
+/// Nothing has come yet.
+const FRESH: u8 = 5;
+/// Between two requests.
 const IDLE: u8 = 0;
 /// Some of a header has come.
 const HEADER: u8 = 1;
@@ -45,14 +47,18 @@ const LATE: u8 = 3;
 /// The request is being answered; that has bounds of its own.
 const ANSWER: u8 = 4;
 
+/// How long after it was accepted a connection may still bring its first request to a server that stops: long enough
+/// for one that is on its way. A browser that has only connected in advance holds up the stop no longer than this.
+const FRESH_TIME: Duration = Duration::from_secs(1);
+
 /// How long a request that is late may take to say so.
 const LATE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Activity {
     fn new(limits: Limits) -> Self {
         let activity =
-            Self { opened: Instant::now(), limits, phase: AtomicU8::new(IDLE), deadline_ns: AtomicU64::new(0) };
-        activity.idles();
+            Self { opened: Instant::now(), limits, phase: AtomicU8::new(FRESH), deadline_ns: AtomicU64::new(0) };
+        activity.enter(FRESH, limits.keep_alive_timeout);
         activity
     }
 
@@ -68,6 +74,10 @@ impl Activity {
     pub(super) fn answers(&self) {
         self.phase.store(ANSWER, Ordering::Relaxed);
         self.deadline_ns.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.phase() == FRESH && self.opened.elapsed() < FRESH_TIME
     }
 
     pub(super) fn is_late(&self) -> bool {
@@ -99,7 +109,7 @@ impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before && self.activity.phase() == IDLE {
+        if buf.filled().len() > before && matches!(self.activity.phase(), FRESH | IDLE) {
             self.activity.enter(HEADER, self.activity.limits.header_timeout);
         }
         Poll::Ready(Ok(()))
@@ -146,15 +156,22 @@ pub(crate) async fn serve(app: Arc<App>, stream: TcpStream, peer: SocketAddr) {
     let mut timer = pin!(tokio::time::sleep_until(armed));
 
     let ended = poll_fn(|cx| {
-        if !draining && app.is_draining() {
-            draining = true;
-            connection.as_mut().graceful_shutdown();
-        }
         loop {
+            if !draining && app.is_draining() && !activity.is_fresh() {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
             if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
                 return Poll::Ready(ended.map_err(|error| error.to_string()));
             }
-            let deadline = activity.deadline();
+            let mut deadline = activity.deadline();
+            if !draining && app.is_draining() {
+                if !activity.is_fresh() {
+                    // Its first request has come just now.
+                    continue;
+                }
+                deadline = Some(activity.opened + FRESH_TIME);
+            }
             if let Some(deadline) = deadline.filter(|deadline| *deadline < armed) {
                 armed = deadline;
                 timer.as_mut().reset(armed);

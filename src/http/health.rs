@@ -29,7 +29,7 @@ pub(super) fn ready(app: &App) -> Response<Full<Bytes>> {
 }
 
 fn not_ready(app: &App) -> Option<&'static str> {
-    if app.is_draining() {
+    if app.is_leaving() {
         Some("the server is stopping")
     } else if app.buffer.is_disk_full() {
         Some("the disk is full")

@@ -38,6 +38,7 @@ pub(crate) struct App {
     /// Bytes of gathered bodies that there may still be.
     inflight: Semaphore,
     started: Instant,
+    leaving: AtomicBool,
     draining: AtomicBool,
     drain: Notify,
 }
@@ -63,9 +64,20 @@ impl App {
             },
             inflight: Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS)),
             started: Instant::now(),
+            leaving: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             drain: Notify::new(),
         }
+    }
+
+    /// Has `/readyz` say from now on that the server is stopping.
+    pub(crate) fn leave(&self) {
+        // Relaxed: it stands for itself.
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
     }
 
     /// Lets every connection finish the request that it is at, and no other.

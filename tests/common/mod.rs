@@ -57,7 +57,17 @@ impl Server {
     }
 
     fn spawn(data_dir: &Path, settings: &[(&str, &str)], last_message: Option<&'static str>) -> Self {
-        let mut child = command(&std::env::temp_dir())
+        Self::spawn_from(command(&std::env::temp_dir()), data_dir, settings, last_message)
+    }
+
+    /// The same from a command that may do more than to start the program.
+    pub(crate) fn spawn_from(
+        mut command: Command,
+        data_dir: &Path,
+        settings: &[(&str, &str)],
+        last_message: Option<&'static str>,
+    ) -> Self {
+        let mut child = command
             .env("CONFIG_FILE", "/dev/null")
             .env("HOST", "127.0.0.1")
             .env("PORT", "0")
