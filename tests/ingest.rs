@@ -25,14 +25,15 @@ fn a_pretty_printed_report_becomes_one_line() {
 }
 
 #[test]
-fn the_content_type_does_not_matter() {
+fn a_report_is_taken_with_any_content_type_that_json_is_sent_with() {
     let server = Server::start(&[]);
-    for content_type in ["", "content-type: text/plain;charset=UTF-8\r\n", "content-type: application/json\r\n"] {
-        let head =
-            format!("POST /api/v1/reports?x=1 HTTP/1.1\r\nhost: test\r\n{content_type}content-length: 2\r\n\r\n");
-        server.connect().ask(&head, b"{}").assert_ok();
+    let types =
+        ["application/json", "text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "application/a+json"];
+    server.post_with("", "{}").assert_ok();
+    for content_type in types {
+        server.post_with(&format!("content-type: {content_type}\r\n"), "{}").assert_ok();
     }
-    assert_eq!(server.stop(), ["{}"; 3]);
+    assert_eq!(server.stop(), ["{}"; 5]);
 }
 
 #[test]

@@ -65,6 +65,28 @@ fn a_client_that_sends_far_too_much_still_reads_the_answer() {
 }
 
 #[test]
+fn a_body_that_says_it_is_something_else_is_a_415_and_does_not_cost_the_connection() {
+    let server = Server::start(&[]);
+    let mut client = server.connect();
+    for (content_type, name, detail) in [
+        ("multipart/form-data; boundary=x", "unsupported-type", "JSON.stringify"),
+        ("application/xml", "unsupported-type", "the Content-Type is application/xml: send JSON as application/json"),
+        ("json", "unsupported-type", "malformed"),
+        ("application/json; charset=utf-16", "unsupported-charset", "the charset is \"utf-16\""),
+    ] {
+        let answer = client.post_with(&format!("content-type: {content_type}\r\n"), "{}");
+        let found = answer.assert_problem(415, name);
+        assert!(found.contains(detail), "{found}");
+        assert_eq!(answer.headers.contains_key("accept"), name == "unsupported-type", "{answer:?}");
+    }
+    client.post("{}").assert_ok();
+    // Long enough to fill what the kernel buffers: the answer comes before the body is read.
+    let answer = client.post_with("content-type: image/png\r\n", vec![b' '; 1 << 20]);
+    answer.assert_problem(415, "unsupported-type");
+    assert_eq!(server.stop(), ["{}"]);
+}
+
+#[test]
 fn other_methods_are_a_405_that_says_which_to_use() {
     let server = Server::start(&[]);
     for (method, path, allow) in

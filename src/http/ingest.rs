@@ -9,12 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
-use hyper::{Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
 
 use super::refusal::Refusal;
-use super::{Activity, App, json};
+use super::{Activity, App, content_type, json};
 use crate::buffer::{Refused, Ticket};
 use crate::report::Report;
 
@@ -45,15 +45,21 @@ impl Received<'_> {
 pub(super) async fn post(
     app: &App,
     activity: &Arc<Activity>,
-    mut body: Incoming,
+    request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     activity.reads_body(app.limits.body_timeout);
-    let received = match receive(app, activity, &mut body).await {
+    let may_come = content_type::check(request.headers());
+    let mut body = request.into_body();
+    let received = match may_come {
+        Ok(()) => receive(app, activity, &mut body).await,
+        Err(refusal) => Err(refusal),
+    };
+    let received = match received {
         Ok(received) => received,
         Err(refusal) => {
             // The answer goes out at once, but a client that is still sending would never read it if the connection
             // were closed over what it sends. So that is read for a while and thrown away.
-            if matches!(refusal, Refusal::TooLarge { .. } | Refusal::TooManyInFlight) {
+            if !matches!(refusal, Refusal::BodyTimeout | Refusal::BodyBroken(_)) {
                 tokio::spawn(timeout(DISCARD_TIMEOUT, discard(body, Arc::clone(activity))));
             }
             return Err(refusal);

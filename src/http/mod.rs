@@ -1,6 +1,7 @@
 //! On the wire: routes, limits and answers.
 
 mod connection;
+mod content_type;
 mod health;
 mod ingest;
 mod refusal;
@@ -106,7 +107,7 @@ pub fn http1_builder() -> http1::Builder {
 async fn answer(app: &App, activity: &Arc<Activity>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let answered = match request.uri().path() {
         "/api/v1/reports" => match *request.method() {
-            Method::POST => ingest::post(app, activity, request.into_body()).await,
+            Method::POST => ingest::post(app, activity, request).await,
             _ => Err(Refusal::Method { allow: "POST" }),
         },
         "/livez" => only_get(&request).map(|()| health::live(app)),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use bytesize::ByteSize;
 use http_body_util::Full;
-use hyper::header::{ALLOW, HeaderValue, RETRY_AFTER};
+use hyper::header::{ACCEPT, ALLOW, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -14,6 +14,9 @@ use crate::report::{Invalid, MAX_DEPTH};
 /// Seconds after which a client may try again.
 const RETRY_AFTER_SECONDS: &str = "2";
 
+/// The types to recommend, of all that are taken.
+const ACCEPT_TYPES: &str = "application/json, application/x-ndjson, text/plain";
+
 /// Why a request gets no 2xx.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
@@ -21,6 +24,15 @@ pub(super) enum Refusal {
     NotFound,
     #[error("the method is not one of: {allow}")]
     Method { allow: &'static str },
+    #[error("{}", essence.as_ref().map_or_else(
+        || "the Content-Type is malformed".to_owned(),
+        |essence| format!("the Content-Type is {essence}")
+    ))]
+    ContentType { essence: Option<String> },
+    #[error("the body is a multipart form")]
+    FormData,
+    #[error("the charset is {charset:?}")]
+    Charset { charset: String },
     #[error(transparent)]
     Invalid(#[from] Invalid),
     #[error("the body is longer than {max_bytes} bytes")]
@@ -65,6 +77,24 @@ impl Refusal {
                 "method-not-allowed",
                 "Method not allowed",
                 format!("Use {allow} with this path."),
+            ),
+            Self::ContentType { .. } => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-type",
+                "Content-Type not supported",
+                format!("{reason}: send JSON as {ACCEPT_TYPES}."),
+            ),
+            Self::FormData => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-type",
+                "Content-Type not supported",
+                format!("{reason}, as browsers make of a FormData: send a string, such as JSON.stringify returns."),
+            ),
+            Self::Charset { .. } => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-charset",
+                "Charset not supported",
+                format!("{reason}: encode the body as UTF-8."),
             ),
             Self::Invalid(invalid) => match invalid {
                 Invalid::Empty => (BAD, "empty", "Empty body", "The body is empty: send one JSON object.".to_owned()),
@@ -132,11 +162,14 @@ impl Refusal {
         };
         let body = serde_json::to_vec(&problem).expect("strings and a number are JSON");
         let mut response = json(status, "application/problem+json", body);
-        if let Self::Method { allow } = self {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
-        }
-        if status == UNAVAILABLE {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        let header = match self {
+            Self::Method { allow } => Some((ALLOW, allow)),
+            Self::ContentType { .. } | Self::FormData => Some((ACCEPT, ACCEPT_TYPES)),
+            _ if status == UNAVAILABLE => Some((RETRY_AFTER, RETRY_AFTER_SECONDS)),
+            _ => None,
+        };
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
         response
     }

@@ -96,6 +96,11 @@ impl Server {
         self.connect().post(body)
     }
 
+    /// The same with headers, each line of them with its line break.
+    pub(crate) fn post_with(&self, headers: &str, body: impl AsRef<[u8]>) -> Answer {
+        self.connect().post_with(headers, body)
+    }
+
     pub(crate) fn get(&self, path: &str) -> Answer {
         self.connect().ask(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n"), b"")
     }
@@ -205,6 +210,13 @@ impl Client {
     pub(crate) fn post(&mut self, body: impl AsRef<[u8]>) -> Answer {
         self.send(request(body.as_ref()));
         self.answer()
+    }
+
+    pub(crate) fn post_with(&mut self, headers: &str, body: impl AsRef<[u8]>) -> Answer {
+        let body = body.as_ref();
+        let path = "/api/v1/reports?x=1";
+        let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\n{headers}content-length: {}\r\n\r\n", body.len());
+        self.ask(&head, body)
     }
 
     pub(crate) fn ask(&mut self, head: &str, body: &[u8]) -> Answer {
