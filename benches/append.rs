@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::Reports;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use netwatch_server::buffer::{Ack, Buffer, Refused, Shape};
-use netwatch_server::report::Report;
+use netwatch_server::report;
 
 const BATCH_BYTES: usize = 10 << 20;
 
@@ -30,7 +30,7 @@ fn timed(threads: u64, iterations: u64, append: impl Fn() + Sync) -> Duration {
 
 fn append(criterion: &mut Criterion) {
     let bytes = Reports::new(1).report(1_200);
-    let report = Report::check(&bytes).expect("a report is one");
+    let report = report::Reports::check(&bytes).expect("a report is one");
     let cores = thread::available_parallelism().map_or(1, usize::from) as u64;
     let mut group = criterion.benchmark_group("append");
     group.throughput(Throughput::Bytes(bytes.len() as u64));

@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use common::Reports;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use netwatch_server::report::Report;
+use netwatch_server::report;
 use serde::de::IgnoredAny;
 
 fn check(criterion: &mut Criterion) {
@@ -15,7 +15,7 @@ fn check(criterion: &mut Criterion) {
         let report = Reports::new(1).report(bytes);
         group.throughput(Throughput::Bytes(report.len() as u64));
         group.bench_with_input(BenchmarkId::new("check", bytes), &report, |bencher, report| {
-            bencher.iter(|| Report::check(black_box(report)).is_ok());
+            bencher.iter(|| report::Reports::check(black_box(report)).is_ok());
         });
         group.bench_with_input(BenchmarkId::new("only serde_json", bytes), &report, |bencher, report| {
             bencher.iter(|| serde_json::from_slice::<IgnoredAny>(black_box(report)).is_ok());
@@ -32,7 +32,7 @@ fn check(criterion: &mut Criterion) {
             BenchmarkId::new("check and fold, pretty-printed", bytes),
             &pretty,
             |bencher, report| {
-                bencher.iter(|| Report::check(black_box(report)).is_ok());
+                bencher.iter(|| report::Reports::check(black_box(report)).is_ok());
             },
         );
     }

@@ -4,9 +4,9 @@
 //!
 //! 1. [`server`] accepts a connection and hands it to [`http`], where hyper reads a request and `connection` watches
 //!    how long that takes. `ingest` receives the body, within `MAX_BODY_BYTES`.
-//! 2. [`report`] checks the body: UTF-8, JSON, an object, not too deep. What comes out is one line.
-//! 3. [`buffer`] appends the line to the active batch: reserve, copy, commit, in the segment of the calling thread,
-//!    without a lock.
+//! 2. [`report`] checks the body: UTF-8, JSON, an object or several, none too deep. What comes out is one line for each.
+//! 3. [`buffer`] appends the lines to the active batch: one reservation, copy, commit, in the segment of the calling
+//!    thread, without a lock.
 //! 4. The task waits for its ticket: one of those that wait writes all that is new to the batch's journal in [`store`],
 //!    and syncs it if `ACK` says so. Then the clients are told 200.
 //! 5. The batch is full, or its first report `FLUSH_INTERVAL` old: a free batch takes its place, and it is sealed.

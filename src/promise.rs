@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::buffer::{Ack, Buffer, Refused, Shape, Ticket};
 use crate::flush::Flusher;
-use crate::report::Report;
+use crate::report::Reports;
 use crate::store::recover::recover;
 use crate::store::script::{Crashed, Fault, Script};
 use crate::store::verify::verify;
@@ -208,7 +208,7 @@ impl<'a> Life<'a> {
         told.sent += 1;
         let id = told.sent;
         let line = format!("{{\"id\":{id},\"pad\":\"{}\"}}", "x".repeat(pad));
-        match self.buffer.append(&Report::check(line.as_bytes()).unwrap()) {
+        match self.buffer.append(&Reports::check(line.as_bytes()).unwrap()) {
             Ok(ticket) => Some((id, ticket)),
             Err(refused) => {
                 assert_eq!(refused, Refused::Full);

@@ -59,7 +59,7 @@ fn a_quiet_server_with_many_workers_writes_one_file() {
 #[test]
 fn a_server_without_reports_writes_no_file() {
     let server = Server::start(&[("FLUSH_INTERVAL", "1ms")]);
-    server.post("[]").assert_problem(400, "not-an-object");
+    server.post("[]").assert_problem(400, "empty");
     assert!(server.stop().is_empty());
 }
 

@@ -37,6 +37,47 @@ fn a_report_is_taken_with_any_content_type_that_json_is_sent_with() {
 }
 
 #[test]
+fn a_batch_is_taken_in_any_form_and_each_of_its_reports_is_a_line() {
+    // One worker: the order of the lines is that of the requests.
+    let server = Server::start(&[("WORKERS", "1")]);
+    let lines = [r#"{"n":1}"#, r#"{"n":2,"a":[{}]}"#, r#"{"n":3}"#];
+    let mut client = server.connect();
+    client.post(format!("[{}]", lines.join(","))).assert_accepted(3);
+    client.post(lines.join("\n")).assert_accepted(3);
+    client.post_with("content-type: application/x-ndjson\r\n", lines.join("\r\n\r\n") + "\r\n").assert_accepted(3);
+    client.post_with("content-type: application/json\r\n", format!("[{}]", lines[0])).assert_accepted(1);
+    assert_eq!(server.stop(), [&lines[..], &lines, &lines, &lines[..1]].concat());
+}
+
+#[test]
+fn what_browsers_report_by_themselves_is_a_batch() {
+    let server = Server::start(&[("WORKERS", "1")]);
+    let csp =
+        r#"{"age":2,"body":{"blockedURL":"inline","disposition":"report"},"type":"csp-violation","url":"https://a/"}"#;
+    let nel =
+        r#"{"age":0,"body":{"elapsed_time":345,"phase":"connection","type":"tcp.refused"},"type":"network-error"}"#;
+    server.post_with("content-type: application/reports+json\r\n", format!("[{csp}, {nel}]")).assert_accepted(2);
+    let old = r#"{"csp-report":{"blocked-uri":"inline"}}"#;
+    server.post_with("content-type: application/csp-report\r\n", old).assert_ok();
+    assert_eq!(server.stop(), [csp, nel, old]);
+}
+
+#[test]
+fn a_batch_may_fill_the_longest_body() {
+    let server = Server::start(&[("BATCH_BYTES", "65537"), ("MAX_BODY_BYTES", "64KiB"), ("BUFFER_BYTES", "256KiB")]);
+    let count = 64 * 1024 / 3;
+    let array = format!("[{}]", vec!["{}"; count].join(","));
+    assert_eq!(array.len(), 64 * 1024);
+    server.post(&array).assert_accepted(count);
+    let lines = "{}\n".repeat(count) + " ";
+    assert_eq!(lines.len(), 64 * 1024);
+    server.post(lines).assert_accepted(count);
+    let breaks = "{\n}\n".repeat(64 * 1024 / 4);
+    server.post(breaks).assert_accepted(64 * 1024 / 4);
+    assert_eq!(server.stop().len(), 2 * count + 64 * 1024 / 4);
+}
+
+#[test]
 fn a_chunked_body_needs_no_length() {
     let server = Server::start(&[]);
     let mut client = server.connect();

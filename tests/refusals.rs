@@ -14,14 +14,18 @@ fn what_is_no_report_is_a_400_with_the_position_of_the_fault() {
     let server = Server::start(&[]);
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(127), "]".repeat(127));
     for (body, name, detail) in [
-        (&b""[..], "empty", "send one JSON object"),
-        (b" \n", "empty", "send one JSON object"),
+        (&b""[..], "empty", "send a JSON object"),
+        (b" \n", "empty", "send a JSON object"),
+        (b"[]", "empty", "send a JSON object"),
         (b"{\"a\":\n\"\xff\"}", "not-utf8", "line 2 column 2"),
         (b"hello", "not-json", "expected value at line 1 column 1"),
         (b"{\"a\":1", "not-json", "line 1 column 6"),
-        (b"{\"a\":1}\n{\"a\":2}", "not-json", "line 2 column 1"),
+        (b"{\"a\":1} {\"a\":2}", "not-json", "line 1 column 9"),
         (b"{\"a\":01}", "not-json", "line 1 column 7"),
-        (b"[{\"a\":1}]", "not-an-object", "an array, not an object, at line 1 column 1"),
+        (b"{\"a\":1}\n[{\"a\":1}]", "not-an-object", "an array is no object, at line 2 column 1, in element 1"),
+        (b"[{},\n{},\n17]", "not-an-object", "a number is no object, at line 3 column 1, in element 2 of the batch: "),
+        (b"[{},{\"a\"}]", "not-json", "at line 1 column 9, in element 1 of the batch: "),
+        (b"{}\n{}\n{\"a\":\"\xff\"}", "not-utf8", "line 3 column 7 on, in element 2 of the batch: "),
         (b"\"text\"", "not-an-object", "a string"),
         (deep.as_bytes(), "too-deep", "line 1 column 132"),
     ] {
@@ -35,7 +39,7 @@ fn what_is_no_report_is_a_400_with_the_position_of_the_fault() {
 fn a_refusal_does_not_cost_the_connection() {
     let server = Server::start(&[]);
     let mut client = server.connect();
-    client.post("[]").assert_problem(400, "not-an-object");
+    client.post("1").assert_problem(400, "not-an-object");
     client.post("{}").assert_ok();
     assert_eq!(server.stop(), ["{}"]);
 }

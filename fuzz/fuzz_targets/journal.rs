@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use netwatch_server::report::Report;
+use netwatch_server::report::Reports;
 use netwatch_server::store::content::Content;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -44,5 +44,5 @@ impl Expected {
 }
 
 fn is_line(bytes: &[u8]) -> bool {
-    bytes.strip_suffix(b"\n").is_some_and(|text| Report::check(text).is_ok_and(|report| report.as_bytes() == text))
+    bytes.strip_suffix(b"\n").is_some_and(|text| Reports::check(text).is_ok_and(|report| report.as_bytes() == text))
 }

@@ -3,8 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use netwatch_server::report::{Invalid, MAX_DEPTH, Position, Report};
+use netwatch_server::report::{Fault, Invalid, MAX_DEPTH, Position, Reports};
 use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 /// What serde_json says of JSON that it can't make values of: numbers that no f64 holds and lone surrogates. RFC 8259
@@ -12,17 +13,44 @@ use serde_json::{Map, Value};
 const BEYOND_VALUES: [&str; 3] = ["number out of range", "lone leading surrogate", "unexpected end of hex escape"];
 
 fuzz_target!(|body: &[u8]| {
-    match Report::check(body) {
-        Ok(report) => accepted(body, report.as_bytes()),
+    match Reports::check(body) {
+        Ok(reports) => accepted(body, &reports),
         Err(invalid) => refused(body, &invalid),
     }
 });
 
-fn accepted(body: &[u8], line: &[u8]) {
-    let without_outer_space = std::str::from_utf8(body).expect("UTF-8").trim_matches([' ', '\t', '\n', '\r']);
-    assert_eq!(line, without_outer_space.replace(['\n', '\r'], " ").as_bytes(), "no other byte is touched");
+fn accepted(body: &[u8], reports: &Reports<'_>) {
+    assert!(reports.as_bytes().len() <= body.len());
+    let lines: Vec<_> = reports.as_bytes().split(|byte| *byte == b'\n').collect();
+    assert_eq!(lines.len(), reports.count());
+    let folded: Vec<_> = elements(body).iter().map(|element| element.replace(['\n', '\r'], " ").into_bytes()).collect();
+    assert_eq!(lines, folded, "no other byte is touched");
+    lines.into_iter().for_each(is_a_report);
+    assert_eq!(Reports::check(reports.as_bytes()).as_ref(), Ok(reports), "the lines are a batch of the same reports");
+}
 
-    // A way through serde_json that shares little with how reports are checked.
+/// What a batch that was accepted consists of, found in ways that share little with how it is checked.
+fn elements(body: &[u8]) -> Vec<&str> {
+    let body = std::str::from_utf8(body).expect("UTF-8").trim_matches([' ', '\t', '\n', '\r']);
+    if body.starts_with('[') {
+        let array: Vec<&RawValue> = serde_json::from_str(body).expect("an array");
+        return array.into_iter().map(RawValue::get).collect();
+    }
+    // Whole lines are gathered until they are one object.
+    let (mut elements, mut start) = (Vec::new(), 0);
+    let ends = body.match_indices('\n').map(|(at, _)| at).chain([body.len()]);
+    for end in ends {
+        let lines = body[start..end].trim_matches([' ', '\t', '\n', '\r']);
+        if lines.is_empty() || is_json(lines.as_bytes()) {
+            elements.extend((!lines.is_empty()).then_some(lines));
+            start = end;
+        }
+    }
+    assert_eq!(start, body.len(), "all of it is objects");
+    elements
+}
+
+fn is_a_report(line: &[u8]) {
     match serde_json::from_slice::<Map<String, Value>>(line) {
         Ok(_) => {}
         Err(error) if BEYOND_VALUES.iter().any(|text| error.to_string().starts_with(text)) => {
@@ -31,31 +59,59 @@ fn accepted(body: &[u8], line: &[u8]) {
         Err(error) => panic!("no JSON object: {error}"),
     }
     assert!(first_too_deep(line).is_none(), "deeper than {MAX_DEPTH}");
-    assert_eq!(Report::check(line).expect("a line is a report").as_bytes(), line);
+    let one = Reports::check(line).expect("a line is a report");
+    assert_eq!((one.as_bytes(), one.count()), (line, 1));
 }
 
 fn refused(body: &[u8], invalid: &Invalid) {
     let is_space = |byte: &u8| b" \t\n\r".contains(byte);
-    match invalid {
-        Invalid::Empty => assert!(body.iter().all(is_space)),
-        Invalid::NotUtf8(position) => {
+    let Some(position) = invalid.fault.position() else {
+        let left: Vec<u8> = body.iter().copied().filter(|byte| !is_space(byte)).collect();
+        assert!(left.is_empty() || left == b"[]");
+        return;
+    };
+    let at = offset(body, position);
+    assert!(at <= body.len(), "{position} is within the body");
+    // Whatever comes before the fault has none, so it ends in mid-batch at the worst.
+    let rest = &body[at..];
+    match &invalid.fault {
+        Fault::Empty => unreachable!("it has no position"),
+        Fault::NotUtf8(_) => {
             let error = std::str::from_utf8(body).expect_err("not UTF-8");
-            assert_eq!(offset(body, *position), error.valid_up_to());
+            assert_eq!(at, error.valid_up_to());
         }
-        Invalid::NotJson { position, .. } => {
+        Fault::NotJson { .. } => {
             assert!(!is_json(body) && serde_json::from_slice::<Value>(body).is_err());
-            assert!(offset(body, *position) <= body.len(), "{position} is within the body");
         }
-        Invalid::NotAnObject { position, .. } => {
-            assert!(is_json(body));
-            let first = body.iter().position(|byte| !is_space(byte)).expect("JSON is more than white space");
-            assert_ne!(body[first], b'{');
-            assert_eq!(offset(body, *position), first);
+        Fault::NotAnObject { .. } => {
+            assert!(!is_space(&rest[0]) && rest[0] != b'{');
+            assert!(first_value(rest).is_some(), "it is JSON all the same");
         }
-        Invalid::TooDeep(position) => {
-            assert!(is_json(body));
-            assert_eq!(Some(offset(body, *position)), first_too_deep(body));
+        Fault::TooDeep(_) => {
+            let element = (0..=at).rev().filter(|start| body[*start] == b'{').find_map(|start| {
+                let value = first_value(&body[start..])?;
+                (first_too_deep(value)? + start == at).then_some(value)
+            });
+            assert!(element.is_some(), "an object of which this is the first bracket too deep");
         }
+    }
+    match invalid.element {
+        None => {}
+        Some(element) => {
+            // As many sound reports come before it, in an array or on lines. The end is found at the last byte.
+            let before = &body[..(at + 1).min(body.len())];
+            assert!(before.iter().filter(|byte| **byte == b'}').count() >= element, "{element} objects come before");
+        }
+    }
+}
+
+/// The JSON value that `json` begins with.
+fn first_value(json: &[u8]) -> Option<&[u8]> {
+    let mut values = serde_json::Deserializer::from_slice(json).into_iter::<IgnoredAny>();
+    match values.next() {
+        Some(Ok(_)) => Some(&json[..values.byte_offset()]),
+        // Whatever may follow a number or a literal: its end is not asked for.
+        _ => (1..json.len()).map(|end| &json[..end]).find(|value| is_json(value)),
     }
 }
 

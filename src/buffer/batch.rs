@@ -67,13 +67,13 @@ impl Batch {
         self.segments.is_empty()
     }
 
-    /// Appends a line to the shard's segment or, when that is full, to its neighbours in turn; returns the segment
-    /// and the offset behind the line. `None` when no segment takes it: by then all of them are sealed.
-    pub(super) fn append(&self, shard: usize, line: &[u8], now_ns: Nanos) -> Option<(usize, usize)> {
+    /// Appends lines to the shard's segment or, when that is full, to its neighbours in turn; returns the segment and
+    /// the offset behind them. `None` when no segment takes them: by then all of them are sealed.
+    pub(super) fn append(&self, shard: usize, lines: &[u8], now_ns: Nanos) -> Option<(usize, usize)> {
         let shards = self.segments.len();
         (0..shards).map(|step| (shard + step) % shards).find_map(|index| {
             let segment = &self.segments[index];
-            let end = segment.append(line, now_ns);
+            let end = segment.append(lines, now_ns);
             if end.is_none() {
                 segment.pass(&self.passed);
             }

@@ -24,7 +24,7 @@ use serde::Deserialize;
 pub use self::batch::Batch;
 use self::batch::Pool;
 pub use self::commit::NotKept;
-use crate::report::Report;
+use crate::report::Reports;
 use crate::store::Journals;
 
 /// When a report is acknowledged.
@@ -46,7 +46,7 @@ pub struct Shape {
     pub batches: usize,
     /// Segments in a batch. At least 1.
     pub shards: usize,
-    /// Bytes of a segment: no report may be longer than this less its line break.
+    /// Bytes of a segment: the reports of one request, with their line breaks, may take no more.
     pub segment_bytes: usize,
 }
 
@@ -63,22 +63,22 @@ pub struct Buffer {
     segment_bytes: usize,
 }
 
-/// Where an appended report is. It keeps the batch's memory from being used again.
+/// Where the appended reports of one request are. It keeps the batch's memory from being used again.
 #[derive(Debug)]
 pub struct Ticket {
-    /// The batch that holds the report.
+    /// The batch that holds them.
     pub batch: Arc<Batch>,
     /// The index of the segment within the batch.
     pub segment: usize,
-    /// The offset behind the report's line within the segment, in bytes.
+    /// The offset behind the last one's line within the segment, in bytes.
     pub end: usize,
 }
 
 impl Ticket {
-    /// Resolves when the report is kept as [`Ack`] promises.
+    /// Resolves when the reports are kept as [`Ack`] promises.
     ///
     /// # Errors
-    /// [`NotKept`]: it may be in a report file one day, or not.
+    /// [`NotKept`]: they may be in a report file one day, or not.
     pub async fn kept(&self) -> Result<(), NotKept> {
         match self.batch.commit() {
             None => Ok(()),
@@ -124,20 +124,20 @@ impl Buffer {
         }
     }
 
-    /// Appends one report to the active batch; rotates when that is full.
+    /// Appends the reports of one request to the active batch, all together; rotates when that is full.
     ///
     /// # Errors
-    /// [`Refused`]; then nothing is kept of the report.
+    /// [`Refused`]; then nothing is kept of them.
     ///
     /// # Panics
-    /// When the report and its line break are longer than a segment, which the length check of the server rules out.
-    pub fn append(&self, report: &Report<'_>) -> Result<Ticket, Refused> {
-        self.append_to(shard(), report)
+    /// When the lines are longer than a segment, which the length check of the server rules out.
+    pub fn append(&self, reports: &Reports<'_>) -> Result<Ticket, Refused> {
+        self.append_to(shard(), reports)
     }
 
-    fn append_to(&self, shard: usize, report: &Report<'_>) -> Result<Ticket, Refused> {
-        let line = report.as_bytes();
-        assert!(line.len() < self.segment_bytes, "a report of {} bytes in no segment", line.len());
+    fn append_to(&self, shard: usize, reports: &Reports<'_>) -> Result<Ticket, Refused> {
+        let lines = reports.as_bytes();
+        assert!(lines.len() < self.segment_bytes, "{} bytes fit in no segment", lines.len());
         if self.is_disk_full() {
             return Err(Refused::DiskFull);
         }
@@ -145,7 +145,7 @@ impl Buffer {
         loop {
             // The guard is held for one append only: what it protects can't be recycled meanwhile.
             let batch = self.active.load();
-            if let Some((segment, end)) = batch.append(shard, line, now_ns) {
+            if let Some((segment, end)) = batch.append(shard, lines, now_ns) {
                 return Ok(Ticket { batch: Guard::into_inner(batch), segment, end });
             }
             if batch.is_closed() {
@@ -370,7 +370,7 @@ mod tests {
     #[test]
     fn a_full_batch_is_swapped_and_its_memory_comes_back_with_the_last_reference() {
         let buffer = buffer(2, 1, 8);
-        let report = Report::check(b"{\"a\":1}").unwrap();
+        let report = Reports::check(b"{\"a\":1}").unwrap();
         let ticket = buffer.append(&report).unwrap();
         buffer.append(&report).unwrap();
         assert_eq!(buffer.append(&report).unwrap_err(), Refused::Full);
@@ -387,7 +387,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_waits_for_room_is_woken_when_a_batch_gives_its_memory_back() {
         let buffer = buffer(2, 1, 3);
-        let report = Report::check(b"{}").unwrap();
+        let report = Reports::check(b"{}").unwrap();
         buffer.append(&report).unwrap();
         buffer.append(&report).unwrap();
         let mut room = std::pin::pin!(buffer.room());
@@ -402,7 +402,7 @@ mod tests {
     async fn whoever_waits_for_room_is_woken_when_another_thread_rotates_or_closes() {
         let buffer = buffer(3, 1, 3);
         for end in [Buffer::rotate_now, Buffer::close] {
-            buffer.append(&Report::check(b"{}").unwrap()).unwrap();
+            buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
             let mut room = std::pin::pin!(buffer.room());
             room.as_mut().enable();
             end(&buffer);
@@ -422,7 +422,7 @@ mod tests {
             // Nobody flushes, and journals are always ready.
             buffer.prepare_journals().unwrap();
             let line = line(0, accepted, 100);
-            match buffer.append(&Report::check(line.as_bytes()).unwrap()) {
+            match buffer.append(&Reports::check(line.as_bytes()).unwrap()) {
                 Ok(ticket) => ticket.kept().await.unwrap(),
                 Err(refused) => break assert_eq!(refused, Refused::Full),
             }
@@ -446,7 +446,7 @@ mod tests {
         let buffer = buffer(2, 2, 64);
         assert_eq!(buffer.rotate_if_due(Duration::ZERO), Duration::ZERO);
         assert!(buffer.next_sealed().is_none(), "nothing to flush");
-        buffer.append(&Report::check(b"{}").unwrap()).unwrap();
+        buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
         let wait = buffer.rotate_if_due(Duration::from_secs(3600));
         assert!(wait > Duration::from_secs(3500) && wait <= Duration::from_secs(3600), "{wait:?}");
         assert!(buffer.next_sealed().is_none());
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn a_closed_buffer_refuses_and_is_drained_when_all_batches_are_back() {
         let buffer = buffer(3, 1, 64);
-        let report = Report::check(b"{}").unwrap();
+        let report = Reports::check(b"{}").unwrap();
         buffer.append(&report).unwrap();
         buffer.close();
         buffer.close();
@@ -470,7 +470,7 @@ mod tests {
     #[test]
     fn a_flusher_that_waits_for_the_last_reference_is_woken_when_it_goes() {
         let buffer = buffer(2, 1, 64);
-        let ticket = buffer.append(&Report::check(b"{}").unwrap()).unwrap();
+        let ticket = buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
         thread::scope(|scope| {
             let flusher = scope.spawn(|| {
                 buffer.wake(thread::current());
@@ -489,7 +489,7 @@ mod tests {
     #[test]
     fn one_writer_fills_every_segment_before_a_batch_is_full() {
         let buffer = buffer(2, 4, 9);
-        let report = Report::check(b"{\"a\":10}").unwrap();
+        let report = Reports::check(b"{\"a\":10}").unwrap();
         for _ in 0..4 {
             buffer.append(&report).unwrap();
         }
@@ -501,7 +501,7 @@ mod tests {
     #[test]
     fn the_times_of_a_batch_are_those_of_its_first_and_last_report() {
         let buffer = buffer(2, 2, 64);
-        let report = Report::check(b"{}").unwrap();
+        let report = Reports::check(b"{}").unwrap();
         let before = SystemTime::now();
         let ticket = buffer.append_to(1, &report).unwrap();
         buffer.append_to(0, &report).unwrap();
@@ -522,7 +522,7 @@ mod tests {
                     scope.spawn(move || {
                         for n in 0..REPORTS {
                             let line = line(writer, n, n % 97);
-                            let report = Report::check(line.as_bytes()).unwrap();
+                            let report = Reports::check(line.as_bytes()).unwrap();
                             while let Err(refused) = buffer.append(&report) {
                                 assert_eq!(refused, Refused::Full);
                                 thread::yield_now();
@@ -581,7 +581,7 @@ mod tests {
                     Step::Append { writer, len, hold } => {
                         let count = counts.get(&writer).copied().unwrap_or(0);
                         let line = line(writer, count, len);
-                        match buffer.append_to(writer, &Report::check(line.as_bytes()).unwrap()) {
+                        match buffer.append_to(writer, &Reports::check(line.as_bytes()).unwrap()) {
                             Ok(ticket) => {
                                 counts.insert(writer, count + 1);
                                 tickets.extend(hold.then_some(ticket));

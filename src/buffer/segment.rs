@@ -41,21 +41,21 @@ impl Segment {
         self.bytes.len()
     }
 
-    /// Appends one line and its line break, and returns the offset behind it; `None` once the segment is sealed,
-    /// which a line that does not fit does. `line` holds no line break.
-    pub(super) fn append(&self, line: &[u8], now_ns: Nanos) -> Option<usize> {
-        let len = line.len() + 1;
+    /// Appends lines with the last one's line break, which `lines` lacks, and returns the offset behind it; `None` once
+    /// the segment is sealed, which lines that do not fit do. Whoever reads sees all of them or none.
+    pub(super) fn append(&self, lines: &[u8], now_ns: Nanos) -> Option<usize> {
+        let len = lines.len() + 1;
         let start = self.cursor.reserve(len, self.capacity())?;
         debug_assert!(start + len <= self.capacity());
         // From here to the commit: no await, and nothing that can panic.
 
         // SAFETY: the cursor gave start..start + len, within capacity, to this call alone (`Cursor::reserve`), and no
-        // reader looks there before the commit below. `line` lies elsewhere: a reference to it could not exist beside
+        // reader looks there before the commit below. `lines` lie elsewhere: a reference to them could not exist beside
         // an uncommitted byte. The pointer is derived from the whole slice, so it is valid for all of the range.
         unsafe {
             let to = UnsafeCell::raw_get(self.bytes.as_ptr().add(start)).cast::<u8>();
-            std::ptr::copy_nonoverlapping(line.as_ptr(), to, line.len());
-            to.add(line.len()).write(b'\n');
+            std::ptr::copy_nonoverlapping(lines.as_ptr(), to, lines.len());
+            to.add(lines.len()).write(b'\n');
         }
         // Relaxed: both are read only after the commit, whose Release covers them.
         if start == 0 {

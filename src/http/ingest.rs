@@ -1,4 +1,4 @@
-//! `POST /api/v1/reports`: body → report → buffer → answer.
+//! `POST /api/v1/reports`: body → reports → buffer → answer.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::refusal::Refusal;
 use super::{Activity, App, content_type, json};
 use crate::buffer::{Refused, Ticket};
-use crate::report::Report;
+use crate::report::Reports;
 
 /// How much of a body is read after it has been refused, and for how long.
 const DISCARD_BYTES: usize = 16 << 20;
@@ -66,9 +66,17 @@ pub(super) async fn post(
         }
     };
     activity.answers();
-    let report = Report::check(received.as_bytes())?;
-    append(app, &report).await?.kept().await?;
-    Ok(json(StatusCode::OK, "application/json", Bytes::from_static(br#"{"status":"ok","accepted":1}"#)))
+    let reports = Reports::check(received.as_bytes())?;
+    append(app, &reports).await?.kept().await?;
+    Ok(accepted(reports.count()))
+}
+
+fn accepted(count: usize) -> Response<Full<Bytes>> {
+    let body = match count {
+        1 => Bytes::from_static(br#"{"status":"ok","accepted":1}"#),
+        _ => format!(r#"{{"status":"ok","accepted":{count}}}"#).into(),
+    };
+    json(StatusCode::OK, "application/json", body)
 }
 
 /// Reads the whole body, as long as it stays within the bounds.
@@ -138,20 +146,20 @@ async fn discard(mut body: Incoming, activity: Arc<Activity>) {
 }
 
 /// Appends to the buffer; when that is full, waits a moment for room.
-async fn append(app: &App, report: &Report<'_>) -> Result<Ticket, Refusal> {
+async fn append(app: &App, reports: &Reports<'_>) -> Result<Ticket, Refusal> {
     let waits = async {
         loop {
             let mut room = pin!(app.buffer.room());
             // Before the try, so that room that comes right after it is not missed.
             room.as_mut().enable();
-            match app.buffer.append(report) {
+            match app.buffer.append(reports) {
                 Ok(ticket) => return Ok(ticket),
                 Err(Refused::Full) => room.await,
                 Err(refused) => return Err(refused.into()),
             }
         }
     };
-    match app.buffer.append(report) {
+    match app.buffer.append(reports) {
         Ok(ticket) => Ok(ticket),
         Err(Refused::Full) => timeout(ROOM_TIMEOUT, waits).await.unwrap_or(Err(Refused::Full.into())),
         Err(refused) => Err(refused.into()),

@@ -9,13 +9,16 @@ use serde::Serialize;
 
 use super::json;
 use crate::buffer::{NotKept, Refused};
-use crate::report::{Invalid, MAX_DEPTH};
+use crate::report::{Fault, Invalid, MAX_DEPTH};
 
 /// Seconds after which a client may try again.
 const RETRY_AFTER_SECONDS: &str = "2";
 
 /// The types to recommend, of all that are taken.
 const ACCEPT_TYPES: &str = "application/json, application/x-ndjson, text/plain";
+
+/// The forms that reports may come in.
+const SHAPES: &str = "a JSON object, an array of objects or one object on each line";
 
 /// Why a request gets no 2xx.
 #[derive(Debug, thiserror::Error)]
@@ -96,21 +99,19 @@ impl Refusal {
                 "Charset not supported",
                 format!("{reason}: encode the body as UTF-8."),
             ),
-            Self::Invalid(invalid) => match invalid {
-                Invalid::Empty => (BAD, "empty", "Empty body", "The body is empty: send one JSON object.".to_owned()),
-                Invalid::NotUtf8(_) => {
-                    (BAD, "not-utf8", "Body is not UTF-8", format!("{reason}: encode the report as UTF-8."))
-                }
-                Invalid::NotJson { .. } => (
+            Self::Invalid(Invalid { fault, .. }) => match fault {
+                Fault::Empty => (BAD, "empty", "No report", format!("{reason}: send {SHAPES}.")),
+                Fault::NotUtf8(_) => (BAD, "not-utf8", "Body is not UTF-8", format!("{reason}: encode it as UTF-8.")),
+                Fault::NotJson { .. } => (
                     BAD,
                     "not-json",
                     "Body is not JSON",
-                    format!("{reason}: send one JSON object, strictly as RFC 8259 has it."),
+                    format!("{reason}: send {SHAPES}, strictly as RFC 8259 has it."),
                 ),
-                Invalid::NotAnObject { .. } => {
-                    (BAD, "not-an-object", "Report is not an object", format!("{reason}: send one JSON object."))
+                Fault::NotAnObject { .. } => {
+                    (BAD, "not-an-object", "Report is not an object", format!("{reason}: send {SHAPES}."))
                 }
-                Invalid::TooDeep(_) => (
+                Fault::TooDeep(_) => (
                     BAD,
                     "too-deep",
                     "Report is nested too deep",

@@ -1,6 +1,6 @@
 //! What the bytes of a journal are: lines, preallocated zeros, and what is neither.
 
-use crate::report::Report;
+use crate::report::Reports;
 
 /// A journal's bytes, told apart.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -54,7 +54,7 @@ fn torn_len(left: &[u8]) -> usize {
 /// Whether these bytes, with their line break, are a line as the server writes them.
 fn is_line(line: &[u8]) -> bool {
     let text = &line[..line.len() - 1];
-    Report::check(text).is_ok_and(|report| report.as_bytes() == text)
+    Reports::check(text).is_ok_and(|reports| reports.as_bytes() == text)
 }
 
 #[cfg(all(test, not(netwatch_loom)))]

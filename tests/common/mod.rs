@@ -278,7 +278,12 @@ impl Answer {
     }
 
     pub(crate) fn assert_ok(&self) {
-        assert_eq!((self.status, self.body.as_str()), (200, r#"{"status":"ok","accepted":1}"#));
+        self.assert_accepted(1);
+    }
+
+    pub(crate) fn assert_accepted(&self, reports: usize) {
+        let body = format!(r#"{{"status":"ok","accepted":{reports}}}"#);
+        assert_eq!((self.status, &self.body), (200, &body));
     }
 
     /// Checks that this is a refusal as RFC 9457 has it, and returns its detail.
