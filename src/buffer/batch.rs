@@ -81,8 +81,9 @@ impl Batch {
         })
     }
 
-    pub(super) fn commit(&self) -> Option<&Commit> {
-        self.commit.as_ref()
+    /// The journal of a batch that [has one](Self::is_journaled).
+    pub(super) fn journaled(&self) -> &Commit {
+        self.commit.as_ref().expect("nobody waits for a batch without a journal")
     }
 
     /// The lines of one segment so far; `None` while one is being copied.
