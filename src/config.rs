@@ -14,6 +14,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::buffer::{Ack, Shape};
+use crate::http::client::{ForwardedHeader, Mask, Networks};
+use crate::http::stamp::Stamps;
 use crate::store::Compression;
 
 /// A variable of the environment.
@@ -90,6 +92,36 @@ pub const SETTINGS: &[Setting] = &[
         SIZE,
         "Memory for request bodies that come in several pieces, all together. At least MAX_BODY_BYTES.",
     ),
+    setting(
+        "TRUSTED_PROXIES",
+        "none",
+        "addresses and networks such as 10.0.0.0/8,192.0.2.7, or none",
+        "Proxies that are believed when they say whose request it is.",
+    ),
+    setting(
+        "FORWARDED_HEADER",
+        "x-forwarded-for",
+        "x-forwarded-for or forwarded",
+        "The header in which they say so: x-forwarded-for or forwarded.",
+    ),
+    setting(
+        "PROXY_PROTOCOL",
+        "off",
+        "on or off",
+        "Whether their connections begin with a header of the PROXY protocol, version 1 or 2.",
+    ),
+    setting(
+        "STAMP",
+        "none",
+        "a list of received_at, client_ip, user_agent, origin and header:NAME, or none",
+        "What is added to each report: received_at, client_ip, user_agent, origin, header:NAME.",
+    ),
+    setting(
+        "CLIENT_IP_MASK",
+        "/32,/128",
+        "prefix lengths for IPv4 and IPv6 such as /24,/48",
+        "How much of a client's address is stamped.",
+    ),
     setting("WORKERS", "auto", AUTO_COUNT, "Threads that answer requests; auto is one for each core."),
     setting(
         "MAX_CONNECTIONS",
@@ -149,6 +181,12 @@ pub struct Config {
     pub max_body_bytes: usize,
     #[serde(deserialize_with = "size")]
     pub inflight_bytes: usize,
+    pub trusted_proxies: Networks,
+    pub forwarded_header: ForwardedHeader,
+    #[serde(deserialize_with = "on_or_off")]
+    pub proxy_protocol: bool,
+    pub stamp: Stamps,
+    pub client_ip_mask: Mask,
     #[serde(deserialize_with = "auto_count")]
     pub workers: usize,
     pub max_connections: usize,
@@ -278,6 +316,11 @@ impl Config {
                 self.inflight_bytes >= self.max_body_bytes,
                 format!("at least MAX_BODY_BYTES, which is {}", size(self.max_body_bytes)),
             ),
+            (
+                "PROXY_PROTOCOL",
+                !self.proxy_protocol || !self.trusted_proxies.is_empty(),
+                "off, as long as TRUSTED_PROXIES is none".to_owned(),
+            ),
         ];
         match rules.into_iter().find(|(_, holds, _)| !holds) {
             Some((name, _, takes)) => Err((name, takes)),
@@ -356,6 +399,14 @@ fn auto_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Er
     match text.parse() {
         Ok(count @ 1..=1024) => Ok(count),
         _ => Err(D::Error::custom("out of range")),
+    }
+}
+
+fn on_or_off<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(D::Error::custom("neither on nor off")),
     }
 }
 

@@ -120,6 +120,11 @@ impl<'a> Reports<'a> {
         }
     }
 
+    /// The same reports with other members, one on each line still.
+    pub(crate) fn stamped(lines: Vec<u8>, count: usize) -> Self {
+        Self { lines: Cow::Owned(lines), count }
+    }
+
     /// The lines, without the last one's line break.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {

@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -18,9 +18,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::{App, Limits, answer, http1_builder};
+use super::{App, Limits, answer, http1_builder, proxy_protocol};
 
 /// What a connection is at, and until when it may be.
 ///
@@ -29,6 +29,8 @@ use super::{App, Limits, answer, http1_builder};
 pub(super) struct Activity {
     opened: Instant,
     limits: Limits,
+    /// Who has connected; if that is a proxy which says so, whose connection it hands on.
+    pub(super) peer: IpAddr,
     phase: AtomicU8,
     /// Nanoseconds after `opened`.
     deadline_ns: AtomicU64,
@@ -55,9 +57,9 @@ const FRESH_TIME: Duration = Duration::from_secs(1);
 const LATE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Activity {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: Limits, peer: IpAddr) -> Self {
         let activity =
-            Self { opened: Instant::now(), limits, phase: AtomicU8::new(FRESH), deadline_ns: AtomicU64::new(0) };
+            Self { opened: Instant::now(), limits, peer, phase: AtomicU8::new(FRESH), deadline_ns: AtomicU64::new(0) };
         activity.enter(FRESH, limits.keep_alive_timeout);
         activity
     }
@@ -136,8 +138,17 @@ impl AsyncWrite for Watched {
 }
 
 /// Serves one connection until the client goes, it is idle or late for too long, or the server stops.
-pub(crate) async fn serve(app: Arc<App>, stream: TcpStream, peer: SocketAddr) {
-    let activity = Arc::new(Activity::new(app.limits));
+pub(crate) async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
+    let address = if app.proxies.speak_proxy && app.proxies.trusted.contain(peer.ip().to_canonical()) {
+        match timeout(app.limits.header_timeout, proxy_protocol::read(&mut stream)).await {
+            Ok(Ok(client)) => client.unwrap_or(peer.ip()),
+            Ok(Err(error)) => return tracing::debug!(%peer, %error, "closed the connection"),
+            Err(_) => return tracing::debug!(%peer, reason = "no PROXY header came in time", "closed the connection"),
+        }
+    } else {
+        peer.ip()
+    };
+    let activity = Arc::new(Activity::new(app.limits, address));
     let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
     let (app, activity) = (&*app, &activity);
     let service = service_fn(|request| async move {

@@ -9,12 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
-use hyper::{Request, Response, StatusCode};
+use hyper::{HeaderMap, Request, Response, StatusCode};
 use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
 
 use super::refusal::Refusal;
-use super::{Activity, App, content_type, json};
+use super::{Activity, App, client, content_type, json};
 use crate::buffer::{Refused, Ticket};
 use crate::report::Reports;
 
@@ -48,6 +48,7 @@ pub(super) async fn post(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     activity.reads_body(app.limits.body_timeout);
+    let stamps = (!app.stamps.is_empty()).then(|| stamps(app, activity, request.headers()));
     let may_come = content_type::check(request.headers());
     let mut body = request.into_body();
     let received = match may_come {
@@ -66,9 +67,21 @@ pub(super) async fn post(
         }
     };
     activity.answers();
-    let reports = Reports::check(received.as_bytes())?;
+    let mut reports = Reports::check(received.as_bytes())?;
+    if let Some(stamps) = stamps {
+        reports = app.stamps.put_on(&reports, &stamps, app.limits.max_body_bytes)?;
+    }
     append(app, &reports).await?.kept().await?;
     Ok(accepted(reports.count()))
+}
+
+/// What the reports of this request are stamped with.
+fn stamps(app: &App, activity: &Activity, headers: &HeaderMap) -> String {
+    let client = match app.stamps.want_client_ip() {
+        true => client::address(&app.proxies.trusted, app.proxies.header, activity.peer, headers),
+        false => activity.peer,
+    };
+    app.stamps.members(headers, app.client_ip_mask.apply(client))
 }
 
 fn accepted(count: usize) -> Response<Full<Bytes>> {

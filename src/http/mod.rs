@@ -1,10 +1,13 @@
 //! On the wire: routes, limits and answers.
 
+pub mod client;
 mod connection;
 mod content_type;
 mod health;
 mod ingest;
+mod proxy_protocol;
 mod refusal;
+pub mod stamp;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +21,11 @@ use hyper::server::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{Notify, Semaphore};
 
+use self::client::{ForwardedHeader, Mask, Networks};
 use self::connection::Activity;
 pub(crate) use self::connection::serve;
 use self::refusal::Refusal;
+use self::stamp::Stamps;
 use crate::buffer::Buffer;
 use crate::config::Config;
 
@@ -36,6 +41,9 @@ const MAX_READ_BYTES: usize = 32 * 1024;
 pub(crate) struct App {
     buffer: Arc<Buffer>,
     limits: Limits,
+    proxies: Proxies,
+    stamps: Stamps,
+    client_ip_mask: Mask,
     /// Bytes of gathered bodies that there may still be.
     inflight: Semaphore,
     started: Instant,
@@ -53,6 +61,16 @@ struct Limits {
     keep_alive_timeout: Duration,
 }
 
+/// The proxies that clients come through.
+#[derive(Debug)]
+struct Proxies {
+    /// These are, and whatever else they say may be so or not.
+    trusted: Networks,
+    header: ForwardedHeader,
+    /// They begin each connection with a header of the PROXY protocol.
+    speak_proxy: bool,
+}
+
 impl App {
     pub(crate) fn new(config: &Config, buffer: Arc<Buffer>) -> Self {
         Self {
@@ -63,6 +81,13 @@ impl App {
                 body_timeout: config.body_timeout,
                 keep_alive_timeout: config.keep_alive_timeout,
             },
+            proxies: Proxies {
+                trusted: config.trusted_proxies.clone(),
+                header: config.forwarded_header,
+                speak_proxy: config.proxy_protocol,
+            },
+            stamps: config.stamp.clone(),
+            client_ip_mask: config.client_ip_mask,
             inflight: Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS)),
             started: Instant::now(),
             leaving: AtomicBool::new(false),

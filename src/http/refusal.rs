@@ -38,8 +38,12 @@ pub(super) enum Refusal {
     Charset { charset: String },
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    #[error("the report{} has a member {name:?}", element.map_or_else(String::new, |element| format!(" in element {element} of the batch")))]
+    Stamped { name: String, element: Option<usize> },
     #[error("the body is longer than {max_bytes} bytes")]
     TooLarge { max_bytes: usize },
+    #[error("the reports with their stamps are longer than {max_bytes} bytes")]
+    StampedTooLarge { max_bytes: usize },
     #[error("the body did not come in time")]
     BodyTimeout,
     #[error("the body broke off: {0}")]
@@ -126,6 +130,18 @@ impl Refusal {
                     "{reason} ({}): send shorter reports, or raise MAX_BODY_BYTES on the server.",
                     ByteSize(*max_bytes as u64)
                 ),
+            ),
+            Self::Stamped { name, .. } => (
+                BAD,
+                "stamped",
+                "Name is taken",
+                format!("{reason}: the server adds one of that name itself, so give {name:?} another one."),
+            ),
+            Self::StampedTooLarge { max_bytes } => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too-large",
+                "Body too large",
+                format!("{reason} ({}): send fewer reports at once.", ByteSize(*max_bytes as u64)),
             ),
             Self::BodyTimeout => (
                 StatusCode::REQUEST_TIMEOUT,
