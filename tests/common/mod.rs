@@ -26,6 +26,22 @@ pub(crate) fn command(dir: &Path) -> Command {
     command
 }
 
+/// A server with these settings, on a port of its own.
+pub(crate) fn server_command(data_dir: &Path, settings: &[(&str, &str)]) -> Command {
+    with_settings(command(&std::env::temp_dir()), data_dir, settings)
+}
+
+fn with_settings(mut command: Command, data_dir: &Path, settings: &[(&str, &str)]) -> Command {
+    command
+        .env("CONFIG_FILE", "/dev/null")
+        .env("HOST", "127.0.0.1")
+        .env("PORT", "0")
+        .env("LOG_FORMAT", "json")
+        .env("DATA_DIR", data_dir)
+        .envs(settings.iter().copied());
+    command
+}
+
 pub(crate) struct Server {
     child: Child,
     log: Arc<Log>,
@@ -62,22 +78,13 @@ impl Server {
 
     /// The same from a command that may do more than to start the program.
     pub(crate) fn spawn_from(
-        mut command: Command,
+        command: Command,
         data_dir: &Path,
         settings: &[(&str, &str)],
         last_message: Option<&'static str>,
     ) -> Self {
-        let mut child = command
-            .env("CONFIG_FILE", "/dev/null")
-            .env("HOST", "127.0.0.1")
-            .env("PORT", "0")
-            .env("LOG_FORMAT", "json")
-            .env("DATA_DIR", data_dir)
-            .envs(settings.iter().copied())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = with_settings(command, data_dir, settings);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Log::follow(child.stderr.take().unwrap(), last_message);
         let listening = log.wait("listening", |_| true);
         let address = listening["fields"]["address"].as_str().unwrap().parse().unwrap();
@@ -108,6 +115,14 @@ impl Server {
     /// Waits for a log line with this message that `wanted` accepts.
     pub(crate) fn wait_for_log(&self, message: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.log.wait(message, wanted)
+    }
+
+    /// How many log lines there are with this message. Once the server has ended, that is all of them.
+    pub(crate) fn count_in_log(&mut self, message: &str) -> usize {
+        if !self.is_running() {
+            wait_until("the log ends", || self.log.lines.lock().unwrap().1.then_some(()));
+        }
+        self.log.count(message)
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -323,6 +338,12 @@ impl Log {
             writer.changed.notify_all();
         });
         log
+    }
+
+    fn count(&self, message: &str) -> usize {
+        let lines = self.lines.lock().unwrap();
+        let parsed = lines.0.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        parsed.filter(|line| line["fields"]["message"] == message).count()
     }
 
     fn wait(&self, message: &str, wanted: impl Fn(&Value) -> bool) -> Value {
