@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use common::{Client, Server, command, server_command, stored};
+use common::{Client, Random, Server, command, from_env, server_command, stored};
 use rustix::process::Signal;
 
 const CONNECTIONS: usize = 8;
@@ -38,31 +38,6 @@ const SHAPES: [[(&str, &str); 3]; 4] = [
     [("BATCH_BYTES", "1MiB"), ("BUFFER_BYTES", "4MiB"), ("ZSTD_LEVEL", "1")],
     [("BATCH_BYTES", "4KiB"), ("BUFFER_BYTES", "16KiB"), ("ZSTD_LEVEL", "22")],
 ];
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-
-    /// A time of any order of magnitude up to 130 ms.
-    fn moment(&mut self) -> Duration {
-        let magnitude = 1 << (10 + self.below(8));
-        Duration::from_micros(self.below(magnitude))
-    }
-
-    fn tear(&mut self) -> Step {
-        let start = if self.below(2) == 0 { "{\"torn\":\"" } else { "{\"torn\":\u{1}}\n{" };
-        // A long one takes its time to be put aside.
-        Step::Tear { start, length: 1 << self.below(20) }
-    }
-}
 
 #[derive(Debug)]
 enum Step {
@@ -87,6 +62,18 @@ struct Plan {
     steps: Vec<(Step, Duration)>,
 }
 
+/// A time of any order of magnitude up to 130 ms.
+fn moment(random: &mut Random) -> Duration {
+    let magnitude = 1 << (10 + random.below(8));
+    Duration::from_micros(random.below(magnitude))
+}
+
+fn tear(random: &mut Random) -> Step {
+    let start = if random.below(2) == 0 { "{\"torn\":\"" } else { "{\"torn\":\u{1}}\n{" };
+    // A long one takes its time to be put aside.
+    Step::Tear { start, length: 1 << random.below(20) }
+}
+
 impl Plan {
     fn draw(seed: u64) -> Self {
         let mut random = Random(seed);
@@ -101,10 +88,10 @@ impl Plan {
             let step = match random.below(8) {
                 _ if n == 0 => Step::Start,
                 0..=3 if running < SERVERS => Step::Start,
-                4 if running == 0 => random.tear(),
+                4 if running == 0 => tear(&mut random),
                 0 | 4 | 5 if running > 0 => Step::Kill(random.below(running) as usize),
                 6 if running > 0 => Step::Stop(random.below(running) as usize),
-                _ => Step::KillRecovery { serves: random.below(2) == 0, after: random.moment() },
+                _ => Step::KillRecovery { serves: random.below(2) == 0, after: moment(&mut random) },
             };
             // Long enough for a server to have something to lose.
             let pause = if let Step::Start = step { random.below(150_000) } else { 0 };
@@ -113,14 +100,14 @@ impl Plan {
                 Step::Kill(_) | Step::Stop(_) => running -= 1,
                 _ => {}
             }
-            plan.steps.push((step, Duration::from_micros(pause) + random.moment()));
+            plan.steps.push((step, Duration::from_micros(pause) + moment(&mut random)));
         }
-        plan.steps.extend((0..running).map(|_| (Step::Kill(0), random.moment())));
+        plan.steps.extend((0..running).map(|_| (Step::Kill(0), moment(&mut random))));
         if random.below(2) == 0 {
-            plan.steps.push((random.tear(), Duration::ZERO));
+            plan.steps.push((tear(&mut random), Duration::ZERO));
         }
         for _ in 0..2 + random.below(6) {
-            let step = Step::KillRecovery { serves: random.below(3) == 0, after: random.moment() };
+            let step = Step::KillRecovery { serves: random.below(3) == 0, after: moment(&mut random) };
             plan.steps.push((step, Duration::ZERO));
         }
         plan
@@ -305,10 +292,6 @@ impl Round {
             assert!(left.is_empty(), "{left:?} in {}", dir.display());
         }
     }
-}
-
-fn from_env(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().unwrap())
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use socket2::SockRef;
 use tempfile::TempDir;
 
 /// How long anything may take that is bound to happen. Only a failing test waits as long.
@@ -125,6 +126,10 @@ impl Server {
         self.log.count(message)
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -146,6 +151,7 @@ impl Server {
         self.signal(Signal::TERM);
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "{}", self.log.text());
+        assert!(!self.log.text().contains("panicked"), "{}", self.log.text());
         let journals = fs::read_dir(self.data_dir.join("journal")).into_iter().flatten();
         let left = fs::read_dir(&self.data_dir).unwrap().chain(journals).map(|entry| entry.unwrap().path());
         let left: Vec<_> =
@@ -203,6 +209,24 @@ pub(crate) fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
     }
 }
 
+/// SplitMix64: the same numbers for the same seed.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+/// A number that somebody who runs the tests has set.
+pub(crate) fn from_env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap())
+}
+
 /// One connection.
 pub(crate) struct Client {
     stream: BufReader<TcpStream>,
@@ -220,6 +244,11 @@ impl Client {
 
     pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes.as_ref())
+    }
+
+    /// Has the connection end in a reset (RST), not in good order, when this is dropped.
+    pub(crate) fn reset_on_drop(&self) {
+        SockRef::from(self.stream.get_ref()).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     pub(crate) fn post(&mut self, body: impl AsRef<[u8]>) -> Answer {
