@@ -2,7 +2,7 @@
 
 LOOM_TARGET ?= $(or $(CARGO_TARGET_DIR),target)/loom
 
-.PHONY: run build check fmt clippy test crash loom doc bench loadtest docker
+.PHONY: run build check fmt clippy test crash faults loom doc bench loadtest docker
 
 run: ## Build, and serve on :8080 with files in ./data/reports
 	cargo run --release
@@ -24,6 +24,10 @@ test:
 # A thousand rounds of kill -9; CRASH_SEED replays the rounds of a run.
 crash:
 	CRASH_ROUNDS=1000 cargo test --release --test crash -- --nocapture
+
+# System calls that fail, or at which the server is killed. Needs strace.
+faults:
+	cargo test --test syscalls -- --ignored
 
 # The lock-free protocol and the hand-over of the group commit under every interleaving, with a bound on preemptions
 # where there are too many (LOOM_MAX_PREEMPTIONS). The flag reaches all crates, so they are built apart.
