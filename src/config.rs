@@ -90,7 +90,7 @@ pub const SETTINGS: &[Setting] = &[
         "INFLIGHT_BYTES",
         "64MiB",
         SIZE,
-        "Memory for request bodies that come in several pieces, all together. At least MAX_BODY_BYTES.",
+        "Memory for request bodies that come in several pieces or compressed, all together. At least two of MAX_BODY_BYTES.",
     ),
     setting(
         "TRUSTED_PROXIES",
@@ -296,6 +296,7 @@ impl Config {
     fn check(&self) -> Result<(), (&'static str, String)> {
         let size = |bytes: usize| ByteSize(bytes as u64);
         let least_batch = self.max_body_bytes.saturating_add(1);
+        let least_inflight = self.max_body_bytes.saturating_mul(2);
         let least_buffer = self.batch_bytes.saturating_mul(2);
         let rules = [
             ("ZSTD_LEVEL", (1..=22).contains(&self.zstd_level), LEVEL.to_owned()),
@@ -313,8 +314,9 @@ impl Config {
             ),
             (
                 "INFLIGHT_BYTES",
-                self.inflight_bytes >= self.max_body_bytes,
-                format!("at least MAX_BODY_BYTES, which is {}", size(self.max_body_bytes)),
+                // A long compressed body, and what it unpacks to.
+                self.inflight_bytes >= least_inflight,
+                format!("at least twice MAX_BODY_BYTES, which is {}", size(self.max_body_bytes)),
             ),
             (
                 "PROXY_PROTOCOL",

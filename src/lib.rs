@@ -3,7 +3,7 @@
 //! # The path of one report
 //!
 //! 1. [`server`] accepts a connection and hands it to [`http`], where hyper reads a request and `connection` watches
-//!    how long that takes. `ingest` receives the body, within `MAX_BODY_BYTES`.
+//!    how long that takes. `ingest` receives the body, within `MAX_BODY_BYTES`, and unpacks it if it is compressed.
 //! 2. [`report`] checks the body: UTF-8, JSON, an object or several, none too deep. What comes out is one line for each.
 //! 3. [`buffer`] appends the lines to the active batch: one reservation, copy, commit, in the segment of the calling
 //!    thread, without a lock.
@@ -27,8 +27,9 @@
 //! - A request that was refused left nothing behind, but for one case: when a journal can't be written, the reports that
 //!   waited for it are refused, and may be flushed all the same.
 //! - A file has its final name only when it is complete and on disk, and is never changed or replaced after that.
-//! - Memory is bounded: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces (and as much again
-//!   for those of them that are folded), and one read buffer for each of `MAX_CONNECTIONS`. In a burst, a batch that
+//! - Memory is bounded: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces or compressed (and
+//!   as much again for those of them that are folded or arrays), one decoder for each of `WORKERS`, and one read buffer
+//!   for each of `MAX_CONNECTIONS`. In a burst, a batch that
 //!   waits for its flush and is wholly in its journal gives up its memory, within `SPILL_BYTES`, and [`upkeep`] recovers
 //!   that journal as it does those of dead servers. Beyond that, requests wait a moment and are then refused.
 //! - Lines of one thread keep their order within a batch, and batches theirs in the time that their names tell. A

@@ -37,7 +37,7 @@ fn a_value_that_can_not_be_used_stops_the_start_with_one_line() {
         ("KEEP_ALIVE_TIMEOUT", "1000000h", "up to a year"),
         ("BATCH_BYTES", "1MiB", "more than MAX_BODY_BYTES, which is 1.0 MiB"),
         ("BUFFER_BYTES", "19MiB", "at least twice BATCH_BYTES, which is 10.0 MiB"),
-        ("INFLIGHT_BYTES", "1KB", "at least MAX_BODY_BYTES, which is 1.0 MiB"),
+        ("INFLIGHT_BYTES", "2MB", "at least twice MAX_BODY_BYTES, which is 1.0 MiB"),
         ("MAX_BODY_BYTES", "1", "at least 2 bytes"),
     ] {
         let (code, _, error) = run(command(dir.path()).env(name, value));

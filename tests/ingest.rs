@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::HashSet;
+use std::io::Write;
 use std::thread;
 
 use common::Server;
@@ -75,6 +76,40 @@ fn a_batch_may_fill_the_longest_body() {
     let breaks = "{\n}\n".repeat(64 * 1024 / 4);
     server.post(breaks).assert_accepted(64 * 1024 / 4);
     assert_eq!(server.stop().len(), 2 * count + 64 * 1024 / 4);
+}
+
+#[test]
+fn a_compressed_body_is_unpacked_whatever_it_is_compressed_with_and_however_it_comes() {
+    let server = Server::start(&[("WORKERS", "1")]);
+    let reports: Vec<_> = (0..2_000).map(|n| format!("{{\"n\":{n},\"pad\":\"{:x}\"}}", n * n * 7_919_u64)).collect();
+    let plain = reports.join("\n");
+    let mut deflate = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    deflate.write_all(plain.as_bytes()).unwrap();
+    let mut brotli = Vec::new();
+    brotli::BrotliCompress(&mut plain.as_bytes(), &mut brotli, &Default::default()).unwrap();
+    let encoded = [
+        ("gzip", common::gzip(&plain)),
+        ("deflate", deflate.finish().unwrap()),
+        ("zstd", zstd::encode_all(plain.as_bytes(), 3).unwrap()),
+        ("br", brotli),
+        ("identity", plain.clone().into_bytes()),
+    ];
+    let mut client = server.connect();
+    for (encoding, body) in &encoded {
+        assert!(body.len() <= plain.len());
+        client.post_with(&format!("content-encoding: {encoding}\r\n"), body).assert_accepted(reports.len());
+        // In chunks, so that it comes in pieces and nobody knows its length.
+        let head = "POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n";
+        client.send(format!("{head}content-encoding: {encoding}\r\n\r\n"));
+        for chunk in body.chunks(999) {
+            client.send([format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat());
+        }
+        client.send("0\r\n\r\n");
+        client.answer().assert_accepted(reports.len());
+    }
+    let stored = server.stop();
+    assert_eq!(stored.len(), 2 * encoded.len() * reports.len());
+    assert!(stored.chunks(reports.len()).all(|batch| batch == reports));
 }
 
 #[test]

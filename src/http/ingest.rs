@@ -10,9 +10,10 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
 use hyper::{HeaderMap, Request, Response, StatusCode};
-use tokio::sync::SemaphorePermit;
 use tokio::time::timeout;
 
+use super::encoding::Encoding;
+use super::gathered::Gathered;
 use super::refusal::Refusal;
 use super::{Activity, App, client, content_type, json};
 use crate::buffer::{Refused, Ticket};
@@ -26,18 +27,18 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A whole request body.
-enum Received<'a> {
+enum Received {
     /// It came in one piece, which lies where it was read to.
     Piece(Bytes),
-    /// It came in several, which were gathered; the permit is for their memory.
-    Gathered(Vec<u8>, #[allow(dead_code, reason = "held until the bytes are dropped")] SemaphorePermit<'a>),
+    /// It came in several, or compressed.
+    Gathered(Gathered),
 }
 
-impl Received<'_> {
+impl Received {
     fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Piece(bytes) => bytes,
-            Self::Gathered(bytes, _) => bytes,
+            Self::Gathered(gathered) => gathered.as_bytes(),
         }
     }
 }
@@ -49,13 +50,13 @@ pub(super) async fn post(
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     activity.reads_body(app.limits.body_timeout);
     let stamps = (!app.stamps.is_empty()).then(|| stamps(app, activity, request.headers()));
-    let may_come = content_type::check(request.headers());
+    let encoding = content_type::check(request.headers()).and_then(|()| Encoding::of(request.headers()));
     let mut body = request.into_body();
-    let received = match may_come {
-        Ok(()) => receive(app, activity, &mut body).await,
+    let received = match encoding {
+        Ok(encoding) => receive(app, activity, &mut body).await.map(|received| (received, encoding)),
         Err(refusal) => Err(refusal),
     };
-    let received = match received {
+    let (received, encoding) = match received {
         Ok(received) => received,
         Err(refusal) => {
             // The answer goes out at once, but a client that is still sending would never read it if the connection
@@ -67,12 +68,37 @@ pub(super) async fn post(
         }
     };
     activity.answers();
-    let mut reports = Reports::check(received.as_bytes())?;
-    if let Some(stamps) = stamps {
-        reports = app.stamps.put_on(&reports, &stamps, app.limits.max_body_bytes)?;
-    }
-    append(app, &reports).await?.kept().await?;
-    Ok(accepted(reports.count()))
+    let count = keep(app, received, encoding, stamps).await?;
+    Ok(accepted(count))
+}
+
+/// Keeps the reports of a body as `ACK` says; returns how many they are.
+async fn keep(
+    app: &App,
+    received: Received,
+    encoding: Option<Encoding>,
+    stamps: Option<String>,
+) -> Result<usize, Refusal> {
+    let (ticket, count) = {
+        let received = match encoding {
+            None => received,
+            Some(encoding) => unpack(app, received, encoding)?,
+        };
+        let mut reports = Reports::check(received.as_bytes())?;
+        if let Some(stamps) = stamps {
+            reports = app.stamps.put_on(&reports, &stamps, app.limits.max_body_bytes)?;
+        }
+        (append(app, &reports).await?, reports.count())
+        // The body's memory is given back: the wait may be long.
+    };
+    ticket.kept().await?;
+    Ok(count)
+}
+
+fn unpack(app: &App, packed: Received, encoding: Encoding) -> Result<Received, Refusal> {
+    let mut unpacked = Gathered::new(&app.inflight, app.limits.max_body_bytes)?;
+    encoding.unpack(packed.as_bytes(), &mut unpacked)?;
+    Ok(Received::Gathered(unpacked))
 }
 
 /// What the reports of this request are stamped with.
@@ -93,35 +119,22 @@ fn accepted(count: usize) -> Response<Full<Bytes>> {
 }
 
 /// Reads the whole body, as long as it stays within the bounds.
-async fn receive<'a>(app: &'a App, activity: &Activity, body: &mut Incoming) -> Result<Received<'a>, Refusal> {
+async fn receive(app: &App, activity: &Activity, body: &mut Incoming) -> Result<Received, Refusal> {
     let max_bytes = app.limits.max_body_bytes;
-    let too_large = || Refusal::TooLarge { max_bytes };
     if body.size_hint().lower() > max_bytes as u64 {
-        return Err(too_large());
+        return Err(Refusal::TooLarge { max_bytes });
     }
     let Some(first) = next_piece(activity, body).await? else { return Ok(Received::Piece(Bytes::new())) };
     if body.is_end_stream() && first.len() <= max_bytes {
         return Ok(Received::Piece(first));
     }
-    let mut gathered = Vec::new();
-    let mut permit = app.inflight.try_acquire_many(0).map_err(|_| Refusal::TooManyInFlight)?;
+    let mut gathered = Gathered::new(&app.inflight, max_bytes)?;
     let mut next = Some(first);
     while let Some(piece) = next {
-        let bytes = gathered.len() + piece.len();
-        if bytes > max_bytes {
-            return Err(too_large());
-        }
-        if bytes > gathered.capacity() {
-            // Memory is taken as the bytes come, not as they are announced, and never more than is counted.
-            let capacity = bytes.max(2 * gathered.capacity()).min(max_bytes);
-            let more = u32::try_from(capacity - gathered.capacity()).unwrap_or(u32::MAX);
-            permit.merge(app.inflight.try_acquire_many(more).map_err(|_| Refusal::TooManyInFlight)?);
-            gathered.reserve_exact(capacity - gathered.len());
-        }
-        gathered.extend_from_slice(&piece);
+        gathered.push(&piece)?;
         next = if body.is_end_stream() { None } else { next_piece(activity, body).await? };
     }
-    Ok(Received::Gathered(gathered, permit))
+    Ok(Received::Gathered(gathered))
 }
 
 /// The next bytes of a body; `None` at its end.

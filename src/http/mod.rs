@@ -3,6 +3,8 @@
 pub mod client;
 mod connection;
 mod content_type;
+mod encoding;
+mod gathered;
 mod health;
 mod ingest;
 mod proxy_protocol;
@@ -45,7 +47,7 @@ pub(crate) struct App {
     stamps: Stamps,
     client_ip_mask: Mask,
     /// Bytes of gathered bodies that there may still be.
-    inflight: Semaphore,
+    inflight: Arc<Semaphore>,
     started: Instant,
     leaving: AtomicBool,
     draining: AtomicBool,
@@ -88,7 +90,7 @@ impl App {
             },
             stamps: config.stamp.clone(),
             client_ip_mask: config.client_ip_mask,
-            inflight: Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS)),
+            inflight: Arc::new(Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS))),
             started: Instant::now(),
             leaving: AtomicBool::new(false),
             draining: AtomicBool::new(false),

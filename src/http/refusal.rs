@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use bytesize::ByteSize;
 use http_body_util::Full;
-use hyper::header::{ACCEPT, ALLOW, HeaderValue, RETRY_AFTER};
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, ALLOW, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
+use super::encoding::ACCEPTED;
 use super::json;
 use crate::buffer::{NotKept, Refused};
 use crate::report::{Fault, Invalid, MAX_DEPTH};
@@ -36,6 +37,10 @@ pub(super) enum Refusal {
     FormData,
     #[error("the charset is {charset:?}")]
     Charset { charset: String },
+    #[error("the Content-Encoding is not one of: {ACCEPTED}")]
+    ContentEncoding,
+    #[error("the body can't be decoded as {encoding}: {reason}")]
+    NotDecodable { encoding: &'static str, reason: String },
     #[error(transparent)]
     Invalid(#[from] Invalid),
     #[error("the report{} has a member {name:?}", element.map_or_else(String::new, |element| format!(" in element {element} of the batch")))]
@@ -102,6 +107,18 @@ impl Refusal {
                 "unsupported-charset",
                 "Charset not supported",
                 format!("{reason}: encode the body as UTF-8."),
+            ),
+            Self::ContentEncoding => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-encoding",
+                "Content-Encoding not supported",
+                format!("{reason}: compress with one of these, once, or not at all."),
+            ),
+            Self::NotDecodable { .. } => (
+                BAD,
+                "not-decodable",
+                "Body can't be decoded",
+                format!("{reason}. Send all of what the compression returned, and nothing else."),
             ),
             Self::Invalid(Invalid { fault, .. }) => match fault {
                 Fault::Empty => (BAD, "empty", "No report", format!("{reason}: send {SHAPES}.")),
@@ -182,6 +199,7 @@ impl Refusal {
         let header = match self {
             Self::Method { allow } => Some((ALLOW, allow)),
             Self::ContentType { .. } | Self::FormData => Some((ACCEPT, ACCEPT_TYPES)),
+            Self::ContentEncoding => Some((ACCEPT_ENCODING, ACCEPTED)),
             _ if status == UNAVAILABLE => Some((RETRY_AFTER, RETRY_AFTER_SECONDS)),
             _ => None,
         };
