@@ -146,10 +146,12 @@ impl Buffer {
         if self.is_disk_full() {
             return Err(Refused::DiskFull);
         }
-        let now_ns = self.pool.now_ns();
         loop {
             // The guard is held for one append only: what it protects can't be recycled meanwhile.
             let batch = self.active.load();
+            // Read when the batch is known: a thread that was held up must not make a batch look older than the one
+            // before it, as the times of the first reports are what orders the files.
+            let now_ns = self.pool.now_ns();
             if let Some((segment, end)) = batch.append(shard, lines, now_ns) {
                 return Ok(Ticket { batch: Guard::into_inner(batch), segment, end });
             }
@@ -517,13 +519,21 @@ mod tests {
 
     #[test]
     fn many_threads_and_a_flusher_that_is_too_slow_keep_every_report_once_and_in_order() {
+        crowded(&buffer(3, 3, 2_000));
+    }
+
+    #[test]
+    fn threads_that_rotate_at_the_same_time_keep_every_report_once_and_in_order() {
+        // One or a few reports fill a batch, and there are always free ones.
+        crowded(&buffer(64, 1, 150));
+    }
+
+    fn crowded(buffer: &Buffer) {
         const WRITERS: usize = 4;
         const REPORTS: usize = 5_000;
-        let buffer = buffer(3, 3, 2_000);
         let files = thread::scope(|scope| {
             let writers: Vec<_> = (0..WRITERS)
                 .map(|writer| {
-                    let buffer = &buffer;
                     scope.spawn(move || {
                         for n in 0..REPORTS {
                             let line = line(writer, n, n % 97);
@@ -540,11 +550,13 @@ mod tests {
                 let mut files = Vec::new();
                 while !buffer.is_drained() {
                     match buffer.next_sealed() {
-                        Some(batch) => files.push(text(&batch)),
+                        Some(batch) => files.push((text(&batch), batch.times_ns())),
                         None => thread::yield_now(),
                     }
                 }
-                files
+                // As their names do. They may be queued in another order, when one thread rotates after the other.
+                files.sort_by_key(|(_, times)| *times);
+                files.into_iter().map(|(text, _)| text).collect::<Vec<_>>()
             });
             writers.into_iter().for_each(|writer| writer.join().unwrap());
             buffer.close();
