@@ -329,11 +329,16 @@ fn shard() -> usize {
 
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
+    use std::fs;
+    use std::path::Path;
+    use std::sync::OnceLock;
     use std::thread;
     use std::time::SystemTime;
 
     use proptest::prelude::*;
+    use proptest::test_runner::{RngAlgorithm, TestRng};
+    use tokio::task::{AbortHandle, JoinHandle};
 
     use super::*;
 
@@ -360,6 +365,13 @@ mod tests {
             }
         };
         String::from_utf8(lines.concat()).unwrap()
+    }
+
+    /// What the journal of `batch` holds.
+    fn journal_text(data_dir: &Path, batch: &Batch) -> String {
+        let mut bytes = fs::read(data_dir.join("journal").join(batch.stem().journal())).unwrap();
+        bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
+        String::from_utf8(bytes).unwrap()
     }
 
     /// Checks that `files` hold, of each writer, the reports 0..count in their order and nothing else.
@@ -446,6 +458,102 @@ mod tests {
         let last = text(&buffer.next_sealed().unwrap()).lines().count();
         assert_eq!(recovered.reports + held + last, accepted);
         assert!(recovered.journals >= 4, "{recovered:?}");
+    }
+
+    /// Many tasks append and wait, and one in three may go away at any moment. All others are told that their reports
+    /// are kept, and whatever anybody was told so is in its batch and in the journals.
+    async fn crowd(ack: Ack) {
+        const TASKS: usize = 300;
+        const REPORTS: usize = 8;
+        let seed = std::env::var("CROWD_SEED").map_or_else(|_| getrandom::u32().unwrap(), |seed| seed.parse().unwrap());
+        println!("ack={ack:?} CROWD_SEED={seed}");
+        let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed.to_le_bytes(); 8].concat());
+
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(dir.path()).unwrap();
+        let shape = Shape { batches: 50, shards: 3, segment_bytes: 4_000 };
+        let buffer = Arc::new(Buffer::new(shape, ack, Some(store.journals(12_000).unwrap()), 0));
+        let appended = Arc::new(AtomicUsize::new(0));
+        let kept = Arc::new(Mutex::new(HashSet::new()));
+        let handles = Arc::new(OnceLock::<Vec<AbortHandle>>::new());
+        let mut tasks: Vec<JoinHandle<()>> = Vec::new();
+        for task in 0..TASKS {
+            let (buffer, appended, kept) = (Arc::clone(&buffer), Arc::clone(&appended), Arc::clone(&kept));
+            let handles = Arc::clone(&handles);
+            // Whom it sends away, after each report: then most of the others are waiting.
+            let victims: [Option<usize>; REPORTS] =
+                std::array::from_fn(|_| random.random_bool(0.1).then(|| random.random_range(0..TASKS / 3) * 3));
+            tasks.push(tokio::spawn(async move {
+                for (n, victim) in victims.into_iter().enumerate() {
+                    let line = line(task, n, 17 * task % 97);
+                    let ticket = loop {
+                        match buffer.append(&Reports::check(line.as_bytes()).unwrap()) {
+                            Ok(ticket) => break ticket,
+                            // Short of a journal.
+                            Err(refused) => assert_eq!(refused, Refused::Full),
+                        }
+                        buffer.prepare_journals().unwrap();
+                        tokio::task::yield_now().await;
+                    };
+                    appended.fetch_add(1, Ordering::Relaxed);
+                    victim.zip(handles.get()).into_iter().for_each(|(victim, handles)| handles[victim].abort());
+                    ticket.kept().await.unwrap();
+                    kept.lock().unwrap().insert(line);
+                }
+            }));
+        }
+        handles.set(tasks.iter().map(JoinHandle::abort_handle).collect()).unwrap();
+        for (task, handle) in tasks.into_iter().enumerate() {
+            // Far longer than it ever takes: whoever sleeps by then is not going to be woken.
+            match tokio::time::timeout(Duration::from_secs(60), handle).await.expect("nobody is left asleep") {
+                Ok(()) => {}
+                Err(error) => assert!(error.is_cancelled() && task % 3 == 0, "{error}"),
+            }
+        }
+
+        buffer.close();
+        let batches: Vec<_> = std::iter::from_fn(|| buffer.next_sealed()).collect();
+        assert!(batches.len() > 5, "{}", batches.len());
+        let kept = kept.lock().unwrap();
+        assert!(kept.len() < appended.load(Ordering::Relaxed), "some went away while they waited");
+        let held: Vec<_> = batches.iter().map(|batch| text(batch)).collect();
+        let journaled: Vec<_> = batches.iter().map(|batch| journal_text(dir.path(), batch)).collect();
+        for texts in [held, journaled] {
+            let lines: HashSet<_> = texts.iter().flat_map(|text| text.lines()).collect();
+            assert_eq!(lines.len(), texts.iter().flat_map(|text| text.lines()).count(), "each once");
+            let lost: Vec<_> = kept.iter().filter(|line| !lines.contains(line.as_str())).collect();
+            assert!(lost.is_empty(), "{lost:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn whoever_goes_away_nobody_is_left_waiting_for_a_journal() {
+        crowd(Ack::Journal).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn whoever_goes_away_nobody_is_left_waiting_for_a_sync() {
+        crowd(Ack::Disk).await;
+    }
+
+    #[tokio::test]
+    async fn when_a_journal_cannot_be_written_all_who_wait_are_told_and_the_next_batch_takes_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(dir.path()).unwrap();
+        let shape = Shape { batches: 2, shards: 1, segment_bytes: 64 };
+        let buffer = Buffer::new(shape, Ack::Journal, Some(store.journals(64).unwrap()), 0);
+        let report = Reports::check(b"{}").unwrap();
+        let tickets = [(); 3].map(|()| buffer.append(&report).unwrap());
+        let taken = dir.path().join("journal").join(tickets[0].batch.stem().journal());
+        fs::write(&taken, "").unwrap();
+        let [first, second, third] = &tickets;
+        let outcomes = tokio::join!(first.kept(), second.kept());
+        assert_eq!(outcomes, (Err(NotKept), Err(NotKept)));
+        fs::remove_file(&taken).unwrap();
+        assert_eq!(third.kept().await, Err(NotKept), "a later write would say nothing of the first");
+        let next = buffer.append(&report).unwrap();
+        assert!(!Arc::ptr_eq(&next.batch, &first.batch));
+        assert_eq!(next.kept().await, Ok(()));
     }
 
     #[test]
