@@ -14,6 +14,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::buffer::{Ack, Shape};
+use crate::http::Origins;
 use crate::http::client::{ForwardedHeader, Mask, Networks};
 use crate::http::stamp::Stamps;
 use crate::store::Compression;
@@ -91,6 +92,13 @@ pub const SETTINGS: &[Setting] = &[
         "64MiB",
         SIZE,
         "Memory for request bodies that come in several pieces or compressed, all together. At least two of MAX_BODY_BYTES.",
+    ),
+    setting(
+        "CORS_ALLOW_ORIGINS",
+        "*",
+        "* or a list of origins without a path, with commas between them: https://app.example.com, https://*.example.com \
+         for all hosts below, or null",
+        "Pages that may send reports: `*` for all, or a list such as `https://app.example.com,https://*.example.org`.",
     ),
     setting(
         "TRUSTED_PROXIES",
@@ -181,6 +189,7 @@ pub struct Config {
     pub max_body_bytes: usize,
     #[serde(deserialize_with = "size")]
     pub inflight_bytes: usize,
+    pub cors_allow_origins: Origins,
     pub trusted_proxies: Networks,
     pub forwarded_header: ForwardedHeader,
     #[serde(deserialize_with = "on_or_off")]

@@ -59,10 +59,8 @@ pub(super) async fn post(
     let (received, encoding) = match received {
         Ok(received) => received,
         Err(refusal) => {
-            // The answer goes out at once, but a client that is still sending would never read it if the connection
-            // were closed over what it sends. So that is read for a while and thrown away.
             if !matches!(refusal, Refusal::BodyTimeout | Refusal::BodyBroken(_)) {
-                tokio::spawn(timeout(DISCARD_TIMEOUT, discard(body, Arc::clone(activity))));
+                throw_away(body, activity);
             }
             return Err(refusal);
         }
@@ -155,6 +153,12 @@ async fn next_piece(activity: &Activity, body: &mut Incoming) -> Result<Option<B
         }
     })
     .await
+}
+
+/// Takes care of a body that is not wanted any more. The answer goes out at once, but a client that is still sending
+/// would never read it if the connection were closed over what it sends. So that is read for a while and thrown away.
+pub(super) fn throw_away(body: Incoming, activity: &Arc<Activity>) {
+    tokio::spawn(timeout(DISCARD_TIMEOUT, discard(body, Arc::clone(activity))));
 }
 
 /// Reads on and throws away, [`DISCARD_BYTES`] at the most.

@@ -3,6 +3,7 @@
 pub mod client;
 mod connection;
 mod content_type;
+mod cors;
 mod encoding;
 mod gathered;
 mod health;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, ORIGIN};
 use hyper::server::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{Notify, Semaphore};
@@ -26,6 +27,7 @@ use tokio::sync::{Notify, Semaphore};
 use self::client::{ForwardedHeader, Mask, Networks};
 use self::connection::Activity;
 pub(crate) use self::connection::serve;
+pub use self::cors::{NoOrigin, Origins};
 use self::refusal::Refusal;
 use self::stamp::Stamps;
 use crate::buffer::Buffer;
@@ -43,6 +45,7 @@ const MAX_READ_BYTES: usize = 32 * 1024;
 pub(crate) struct App {
     buffer: Arc<Buffer>,
     limits: Limits,
+    origins: Origins,
     proxies: Proxies,
     stamps: Stamps,
     client_ip_mask: Mask,
@@ -83,6 +86,7 @@ impl App {
                 body_timeout: config.body_timeout,
                 keep_alive_timeout: config.keep_alive_timeout,
             },
+            origins: config.cors_allow_origins.clone(),
             proxies: Proxies {
                 trusted: config.trusted_proxies.clone(),
                 header: config.forwarded_header,
@@ -133,9 +137,12 @@ pub fn http1_builder() -> http1::Builder {
 /// Answers one request.
 async fn answer(app: &App, activity: &Arc<Activity>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let answered = match request.uri().path() {
-        "/api/v1/reports" => match *request.method() {
-            Method::POST => ingest::post(app, activity, request).await,
-            _ => Err(Refusal::Method { allow: "POST" }),
+        "/api/v1/reports" => match request.headers().get(ORIGIN) {
+            None => reports(app, activity, request).await,
+            Some(origin) => {
+                let origin = origin.clone();
+                return reports_from(origin, app, activity, request).await;
+            }
         },
         "/livez" => only_get(&request).map(|()| health::live(app)),
         "/readyz" | "/.well-known/healthcheck.json" | "/.well-known/healthcheck" => {
@@ -143,10 +150,37 @@ async fn answer(app: &App, activity: &Arc<Activity>, request: Request<Incoming>)
         }
         _ => Err(Refusal::NotFound),
     };
-    answered.unwrap_or_else(|refusal| {
-        tracing::debug!(%refusal, "refused");
-        refusal.into_response()
-    })
+    answered.unwrap_or_else(Refusal::into_response)
+}
+
+async fn reports(
+    app: &App,
+    activity: &Arc<Activity>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    match *request.method() {
+        Method::POST => ingest::post(app, activity, request).await,
+        _ => Err(Refusal::Method { allow: "POST" }),
+    }
+}
+
+/// The same for a page of this origin.
+async fn reports_from(
+    origin: HeaderValue,
+    app: &App,
+    activity: &Arc<Activity>,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    if !app.origins.allow(&origin) {
+        ingest::throw_away(request.into_body(), activity);
+        return Refusal::Origin.into_response();
+    }
+    let mut response = match cors::is_preflight(&request) {
+        true => cors::preflight(request.headers()),
+        false => reports(app, activity, request).await.unwrap_or_else(Refusal::into_response),
+    };
+    cors::share(&mut response, origin);
+    response
 }
 
 fn only_get(request: &Request<Incoming>) -> Result<(), Refusal> {

@@ -28,6 +28,8 @@ pub(super) enum Refusal {
     NotFound,
     #[error("the method is not one of: {allow}")]
     Method { allow: &'static str },
+    #[error("the origin is not one of CORS_ALLOW_ORIGINS")]
+    Origin,
     #[error("{}", essence.as_ref().map_or_else(
         || "the Content-Type is malformed".to_owned(),
         |essence| format!("the Content-Type is {essence}")
@@ -74,6 +76,7 @@ impl Refusal {
     pub(super) fn into_response(self) -> Response<Full<Bytes>> {
         const BAD: StatusCode = StatusCode::BAD_REQUEST;
         const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+        tracing::debug!(refusal = %self, "refused");
         let reason = self.to_string();
         let again = |why: &str| format!("{why}. Nothing of this request was kept: send it again in a moment.");
         // The name is part of the type URI, for programs: changing one is a breaking change.
@@ -89,6 +92,12 @@ impl Refusal {
                 "method-not-allowed",
                 "Method not allowed",
                 format!("Use {allow} with this path."),
+            ),
+            Self::Origin => (
+                StatusCode::FORBIDDEN,
+                "origin-not-allowed",
+                "Origin not allowed",
+                "Pages of this origin may not send reports: add it to CORS_ALLOW_ORIGINS on the server.".to_owned(),
             ),
             Self::ContentType { .. } => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -286,7 +286,9 @@ impl Client {
         loop {
             let line = line()?;
             let Some((name, value)) = line.split_once(':') else { break };
-            headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+            let all: &mut String = headers.entry(name.to_ascii_lowercase()).or_default();
+            *all += if all.is_empty() { "" } else { ", " };
+            *all += value.trim();
         }
         let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
         let mut body = vec![0; length];
