@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue, ORIGIN};
+use hyper::header::{CONTENT_TYPE, HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS};
 use hyper::server::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::{Notify, Semaphore};
@@ -195,5 +195,7 @@ fn json(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) 
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    // A browser that is led here must not take what a stranger may have put into a detail for a page.
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

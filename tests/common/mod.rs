@@ -290,6 +290,13 @@ impl Client {
             *all += if all.is_empty() { "" } else { ", " };
             *all += value.trim();
         }
+        // On all of them, but for what hyper answers by itself.
+        let by_hyper = status == 100 || (headers.get("content-length").is_some_and(|length| length == "0"));
+        assert!(
+            by_hyper || headers.get("x-content-type-options").is_some_and(|value| value == "nosniff"),
+            "{headers:?}"
+        );
+        assert!(!headers.contains_key("server"), "{headers:?}");
         let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body)?;
