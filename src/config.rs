@@ -101,6 +101,12 @@ pub const SETTINGS: &[Setting] = &[
         "Pages that may send reports: `*` for all, or a list such as `https://app.example.com,https://*.example.org`.",
     ),
     setting(
+        "DEDUP_WINDOW",
+        "off",
+        "off, or a duration such as 60s or 5m, up to a year",
+        "For how long a repeat with the same idempotency key is answered as before and not kept again; off for never.",
+    ),
+    setting(
         "TRUSTED_PROXIES",
         "none",
         "addresses and networks such as 10.0.0.0/8,192.0.2.7, or none",
@@ -190,6 +196,8 @@ pub struct Config {
     #[serde(deserialize_with = "size")]
     pub inflight_bytes: usize,
     pub cors_allow_origins: Origins,
+    #[serde(deserialize_with = "duration_or_off")]
+    pub dedup_window: Option<Duration>,
     pub trusted_proxies: Networks,
     pub forwarded_header: ForwardedHeader,
     #[serde(deserialize_with = "on_or_off")]
@@ -394,11 +402,22 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
 }
 
 fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let duration: jiff::SignedDuration = text.parse().map_err(D::Error::custom)?;
+    within_a_year(&String::deserialize(deserializer)?)
+}
+
+/// No time at all is off, too.
+fn duration_or_off<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "off" => Ok(None),
+        text => Ok(Some(within_a_year(text)?).filter(|duration| !duration.is_zero())),
+    }
+}
+
+fn within_a_year<E: serde::de::Error>(text: &str) -> Result<Duration, E> {
+    let duration: jiff::SignedDuration = text.parse().map_err(E::custom)?;
     match Duration::try_from(duration) {
         Ok(duration) if duration <= YEAR => Ok(duration),
-        _ => Err(D::Error::custom("out of range")),
+        _ => Err(E::custom("out of range")),
     }
 }
 

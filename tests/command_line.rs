@@ -35,6 +35,8 @@ fn a_value_that_can_not_be_used_stops_the_start_with_one_line() {
         ("CORS_ALLOW_ORIGINS", "app.example.com", "https://app.example.com"),
         ("CORS_ALLOW_ORIGINS", "https://app.example.com/", "without a path"),
         ("CORS_ALLOW_ORIGINS", "https://a.example, *", "* or a list"),
+        ("DEDUP_WINDOW", "none", "off, or a duration"),
+        ("FLUSH_INTERVAL", "off", "a duration"),
         ("WORKERS", "0", "1 to 1024"),
         ("MAX_CONNECTIONS", "0", "1 to 1000000"),
         ("KEEP_ALIVE_TIMEOUT", "1000000h", "up to a year"),

@@ -150,7 +150,7 @@ pub(crate) async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr
     };
     let activity = Arc::new(Activity::new(app.limits, address));
     let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
-    let (app, activity) = (&*app, &activity);
+    let (app, activity) = (&app, &activity);
     let service = service_fn(|request| async move {
         let response = answer(app, activity, request).await;
         activity.idles();

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::encoding::Encoding;
 use super::gathered::Gathered;
+use super::idempotency::{Key, Repeats};
 use super::refusal::Refusal;
 use super::{Activity, App, client, content_type, json};
 use crate::buffer::{Refused, Ticket};
@@ -43,20 +44,42 @@ impl Received {
     }
 }
 
+/// What the header says of the body.
+struct Head<'a> {
+    encoding: Option<Encoding>,
+    /// With what it may have been sent before.
+    once: Option<(&'a Repeats, Key)>,
+    /// What its reports are stamped with.
+    stamps: Option<String>,
+}
+
+impl<'a> Head<'a> {
+    fn of(app: &'a App, activity: &Activity, request: &Request<Incoming>) -> Result<Self, Refusal> {
+        let headers = request.headers();
+        content_type::check(headers)?;
+        let encoding = Encoding::of(headers)?;
+        let once = match &app.repeats {
+            None => None,
+            Some(repeats) => repeats.key(request)?.map(|key| (repeats, key)),
+        };
+        let stamps = (!app.stamps.is_empty()).then(|| stamps(app, activity, headers));
+        Ok(Self { encoding, once, stamps })
+    }
+}
+
 pub(super) async fn post(
-    app: &App,
+    app: &Arc<App>,
     activity: &Arc<Activity>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     activity.reads_body(app.limits.body_timeout);
-    let stamps = (!app.stamps.is_empty()).then(|| stamps(app, activity, request.headers()));
-    let encoding = content_type::check(request.headers()).and_then(|()| Encoding::of(request.headers()));
+    let head = Head::of(app, activity, &request);
     let mut body = request.into_body();
-    let received = match encoding {
-        Ok(encoding) => receive(app, activity, &mut body).await.map(|received| (received, encoding)),
+    let received = match head {
+        Ok(head) => receive(app, activity, &mut body).await.map(|received| (received, head)),
         Err(refusal) => Err(refusal),
     };
-    let (received, encoding) = match received {
+    let (received, Head { encoding, once, stamps }) = match received {
         Ok(received) => received,
         Err(refusal) => {
             if !matches!(refusal, Refusal::BodyTimeout | Refusal::BodyBroken(_)) {
@@ -66,7 +89,13 @@ pub(super) async fn post(
         }
     };
     activity.answers();
-    let count = keep(app, received, encoding, stamps).await?;
+    let count = match once {
+        None => keep(app, received, encoding, stamps).await?,
+        Some((repeats, key)) => {
+            let app = Arc::clone(app);
+            repeats.once(key, async move { keep(&app, received, encoding, stamps).await }).await?
+        }
+    };
     Ok(accepted(count))
 }
 

@@ -7,6 +7,7 @@ mod cors;
 mod encoding;
 mod gathered;
 mod health;
+mod idempotency;
 mod ingest;
 mod proxy_protocol;
 mod refusal;
@@ -28,6 +29,7 @@ use self::client::{ForwardedHeader, Mask, Networks};
 use self::connection::Activity;
 pub(crate) use self::connection::serve;
 pub use self::cors::{NoOrigin, Origins};
+use self::idempotency::Repeats;
 use self::refusal::Refusal;
 use self::stamp::Stamps;
 use crate::buffer::Buffer;
@@ -46,6 +48,8 @@ pub(crate) struct App {
     buffer: Arc<Buffer>,
     limits: Limits,
     origins: Origins,
+    /// None when every request is a new one.
+    repeats: Option<Repeats>,
     proxies: Proxies,
     stamps: Stamps,
     client_ip_mask: Mask,
@@ -87,6 +91,7 @@ impl App {
                 keep_alive_timeout: config.keep_alive_timeout,
             },
             origins: config.cors_allow_origins.clone(),
+            repeats: config.dedup_window.map(Repeats::new),
             proxies: Proxies {
                 trusted: config.trusted_proxies.clone(),
                 header: config.forwarded_header,
@@ -135,7 +140,7 @@ pub fn http1_builder() -> http1::Builder {
 }
 
 /// Answers one request.
-async fn answer(app: &App, activity: &Arc<Activity>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(app: &Arc<App>, activity: &Arc<Activity>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let answered = match request.uri().path() {
         "/api/v1/reports" => match request.headers().get(ORIGIN) {
             None => reports(app, activity, request).await,
@@ -150,11 +155,11 @@ async fn answer(app: &App, activity: &Arc<Activity>, request: Request<Incoming>)
         }
         _ => Err(Refusal::NotFound),
     };
-    answered.unwrap_or_else(Refusal::into_response)
+    answered.unwrap_or_else(|refusal| refusal.to_response())
 }
 
 async fn reports(
-    app: &App,
+    app: &Arc<App>,
     activity: &Arc<Activity>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
@@ -167,17 +172,17 @@ async fn reports(
 /// The same for a page of this origin.
 async fn reports_from(
     origin: HeaderValue,
-    app: &App,
+    app: &Arc<App>,
     activity: &Arc<Activity>,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
     if !app.origins.allow(&origin) {
         ingest::throw_away(request.into_body(), activity);
-        return Refusal::Origin.into_response();
+        return Refusal::Origin.to_response();
     }
     let mut response = match cors::is_preflight(&request) {
         true => cors::preflight(request.headers()),
-        false => reports(app, activity, request).await.unwrap_or_else(Refusal::into_response),
+        false => reports(app, activity, request).await.unwrap_or_else(|refusal| refusal.to_response()),
     };
     cors::share(&mut response, origin);
     response

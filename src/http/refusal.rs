@@ -1,5 +1,7 @@
 //! Every way in which a request is turned away, and the one place where it becomes a status.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use bytesize::ByteSize;
 use http_body_util::Full;
@@ -8,6 +10,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::encoding::ACCEPTED;
+use super::idempotency::MAX_KEY_BYTES;
 use super::json;
 use crate::buffer::{NotKept, Refused};
 use crate::report::{Fault, Invalid, MAX_DEPTH};
@@ -30,6 +33,11 @@ pub(super) enum Refusal {
     Method { allow: &'static str },
     #[error("the origin is not one of CORS_ALLOW_ORIGINS")]
     Origin,
+    #[error("the idempotency key is not 1 to {MAX_KEY_BYTES} bytes long")]
+    IdempotencyKey,
+    /// What became of the request that this one repeats.
+    #[error(transparent)]
+    AsTheFirst(Arc<Refusal>),
     #[error("{}", essence.as_ref().map_or_else(
         || "the Content-Type is malformed".to_owned(),
         |essence| format!("the Content-Type is {essence}")
@@ -73,14 +81,14 @@ struct Problem<'a> {
 }
 
 impl Refusal {
-    pub(super) fn into_response(self) -> Response<Full<Bytes>> {
+    pub(super) fn to_response(&self) -> Response<Full<Bytes>> {
         const BAD: StatusCode = StatusCode::BAD_REQUEST;
         const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
         tracing::debug!(refusal = %self, "refused");
         let reason = self.to_string();
         let again = |why: &str| format!("{why}. Nothing of this request was kept: send it again in a moment.");
         // The name is part of the type URI, for programs: changing one is a breaking change.
-        let (status, name, title, detail) = match &self {
+        let (status, name, title, detail) = match self {
             Self::NotFound => (
                 StatusCode::NOT_FOUND,
                 "not-found",
@@ -99,6 +107,13 @@ impl Refusal {
                 "Origin not allowed",
                 "Pages of this origin may not send reports: add it to CORS_ALLOW_ORIGINS on the server.".to_owned(),
             ),
+            Self::IdempotencyKey => (
+                BAD,
+                "idempotency-key",
+                "Idempotency key not valid",
+                format!("{reason}: send another one, such as a UUID, or none."),
+            ),
+            Self::AsTheFirst(first) => return first.to_response(),
             Self::ContentType { .. } => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported-type",
@@ -206,7 +221,7 @@ impl Refusal {
         let body = serde_json::to_vec(&problem).expect("strings and a number are JSON");
         let mut response = json(status, "application/problem+json", body);
         let header = match self {
-            Self::Method { allow } => Some((ALLOW, allow)),
+            Self::Method { allow } => Some((ALLOW, *allow)),
             Self::ContentType { .. } | Self::FormData => Some((ACCEPT, ACCEPT_TYPES)),
             Self::ContentEncoding => Some((ACCEPT_ENCODING, ACCEPTED)),
             _ if status == UNAVAILABLE => Some((RETRY_AFTER, RETRY_AFTER_SECONDS)),
