@@ -2,7 +2,7 @@
 
 LOOM_TARGET ?= $(or $(CARGO_TARGET_DIR),target)/loom
 
-.PHONY: run build check fmt clippy test crash faults loom doc bench loadtest docker
+.PHONY: run build check fmt clippy test crash faults browser loom doc bench loadtest docker
 
 run: ## Build, and serve on :8080 with files in ./data/reports
 	cargo run --release
@@ -24,6 +24,10 @@ test:
 # A thousand rounds of kill -9; CRASH_SEED replays the rounds of a run.
 crash:
 	CRASH_ROUNDS=1000 cargo test --release --test crash -- --nocapture
+
+# Pages in a real browser. It takes Chromium, Node.js 20 or newer and zstd.
+browser: build
+	cd tests/browser && npm ci && NETWATCH_SERVER=$(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server node --test
 
 # System calls that fail, or at which the server is killed. Needs strace.
 faults:

@@ -1,0 +1,206 @@
+// Pages in a real browser send reports to a server on another origin, in every way that browsers have.
+//
+// Needs Chromium (CHROMIUM says where, if not in the path) and a built server (NETWATCH_SERVER, or target/release).
+
+import assert from "node:assert/strict";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { after, before, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+
+const PATIENCE_MS = 60_000;
+
+const here = (path) => fileURLToPath(new URL(path, import.meta.url));
+const SERVER = process.env.NETWATCH_SERVER ?? here("../../target/release/netwatch-server");
+const CHROMIUM = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser"].find(existsSync);
+
+let browser;
+before(async () => {
+  browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"] });
+});
+after(() => browser?.close());
+
+/** A server of empty pages: an origin. `headers` are those of each page, which is `html`. */
+async function origin(t, html = "", headers = {}) {
+  const server = createServer((_, response) => {
+    response.writeHead(200, { "content-type": "text/html", ...headers }).end(`<!doctype html><title>app</title>${html}`);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  t.after(() => server.close());
+  return `http://127.0.0.1:${server.address().port}`;
+}
+
+/** A netwatch-server of its own: its url, and `stop`, which returns all reports in its files. */
+async function netwatch(t, settings = {}) {
+  const dir = mkdtempSync(join(tmpdir(), "netwatch-browser-"));
+  const env = { HOST: "127.0.0.1", PORT: "0", DATA_DIR: dir, LOG_FORMAT: "json", FLUSH_INTERVAL: "50ms", CONFIG_FILE: "/dev/null" };
+  const server = spawn(SERVER, { env: { ...env, ...settings }, stdio: ["ignore", "ignore", "pipe"] });
+  t.after(() => {
+    server.kill("SIGKILL");
+    rmSync(dir, { recursive: true, force: true });
+  });
+  let address;
+  for await (const line of createInterface({ input: server.stderr })) {
+    address = JSON.parse(line).fields.address;
+    if (address) break;
+  }
+  server.stderr.resume();
+  const stored = () => {
+    const files = readdirSync(dir).filter((name) => name.endsWith(".jsonl.zst") && !name.startsWith("."));
+    const text = files.map((name) => execFileSync("zstdcat", [join(dir, name)], { encoding: "utf8" })).join("");
+    return text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
+  };
+  return {
+    url: `http://${address}/api/v1/reports`,
+    stored,
+    async stop() {
+      server.kill("SIGTERM");
+      if (server.exitCode === null) await once(server, "exit");
+      assert.equal(server.exitCode, 0);
+      return stored();
+    },
+  };
+}
+
+async function until(what, ask) {
+  const deadline = Date.now() + PATIENCE_MS;
+  while (!(await ask())) {
+    assert.ok(Date.now() < deadline, `waited too long until ${what}`);
+    await sleep(20);
+  }
+}
+
+async function pageAt(t, url) {
+  const page = await browser.newPage();
+  t.after(() => page.close());
+  await page.goto(url);
+  return page;
+}
+
+const byWay = (a, b) => (a.way < b.way ? -1 : a.way > b.way ? 1 : 0);
+
+// Runs in the page. Each way sends a report, or more, that names it; returns what the page could read of the answers.
+async function sendInEveryWay(url) {
+  const report = (way) => JSON.stringify({ way, text: "é 💡" });
+  const gzip = (text) => {
+    const packed = new Blob([text]).stream().pipeThrough(new CompressionStream("gzip"));
+    return new Response(packed).blob();
+  };
+  const requests = {
+    string: { body: report("string") },
+    json: { body: report("json"), headers: { "content-type": "application/json" } },
+    blob: { body: new Blob([report("blob")], { type: "application/json" }) },
+    credentials: { body: report("credentials"), credentials: "include" },
+    keepalive: { body: report("keepalive"), keepalive: true },
+    array: { body: `[${report("array 1")},${report("array 2")}]`, headers: { "content-type": "application/json" } },
+    lines: { body: `${report("lines 1")}\n${report("lines 2")}\n` },
+    gzip: { body: await gzip(report("gzip")), headers: { "content-encoding": "gzip" } },
+    "not JSON": { body: "{" },
+    form: { body: new FormData() },
+    unknown: { body: "{}", headers: { "content-encoding": "rot13" } },
+  };
+  const answers = {};
+  for (const [way, request] of Object.entries(requests)) {
+    const response = await fetch(url, { method: "POST", ...request });
+    const { status, accepted, type } = await response.json();
+    answers[way] = [response.status, accepted ?? type.split(":").pop(), status];
+  }
+  // Without CORS the page reads nothing, but the report is taken.
+  await fetch(url, { method: "POST", mode: "no-cors", body: report("no-cors") });
+  answers.beacons = [
+    navigator.sendBeacon(url, report("beacon string")),
+    navigator.sendBeacon(url, new Blob([report("beacon blob")], { type: "application/json" })),
+    navigator.sendBeacon(url, await gzip("x").then(() => new Blob([`[${report("beacon batch")}]`]))),
+  ];
+  addEventListener("pagehide", () => {
+    fetch(url, { method: "POST", body: report("keepalive on pagehide"), keepalive: true });
+    navigator.sendBeacon(url, report("beacon on pagehide"));
+  });
+  return answers;
+}
+
+const WAYS = [
+  "array 1", "array 2", "beacon batch", "beacon blob", "beacon on pagehide", "beacon string", "blob", "credentials",
+  "gzip", "json", "keepalive", "keepalive on pagehide", "lines 1", "lines 2", "no-cors", "string",
+];
+
+for (const listed of [false, true]) {
+  test(`a page of another origin${listed ? " that is listed" : ""} sends in every way and reads the answers`, async (t) => {
+    const app = await origin(t);
+    const server = await netwatch(t, listed ? { CORS_ALLOW_ORIGINS: `https://a.example,${app}` } : {});
+    const page = await pageAt(t, app);
+    const answers = await page.evaluate(sendInEveryWay, server.url);
+    const one = [200, 1, "ok"];
+    const two = [200, 2, "ok"];
+    assert.deepEqual(answers, {
+      string: one, json: one, blob: one, credentials: one, keepalive: one, array: two, lines: two, gzip: one,
+      "not JSON": [400, "not-json", 400],
+      form: [415, "unsupported-type", 415],
+      unknown: [415, "unsupported-encoding", 415],
+      beacons: [true, true, true],
+    });
+    await page.goto("about:blank");
+    await until("all reports are in files", () => server.stored().length >= WAYS.length);
+    const reports = await server.stop();
+    assert.deepEqual(reports.sort(byWay), WAYS.map((way) => ({ way, text: "é 💡" })));
+  });
+}
+
+test("a page of an origin that is not listed can't send, by any way", async (t) => {
+  const [app, other] = [await origin(t), await origin(t)];
+  const server = await netwatch(t, { CORS_ALLOW_ORIGINS: app });
+  const page = await pageAt(t, other);
+  const failures = await page.evaluate(async (url) => {
+    const requests = [
+      { body: "{}" },
+      { body: "{}", headers: { "content-type": "application/json" } },
+      { body: "{}", keepalive: true },
+    ];
+    const failed = (request) => fetch(url, { method: "POST", ...request }).then(() => "sent", (error) => error.name);
+    const failures = await Promise.all(requests.map(failed));
+    navigator.sendBeacon(url, "{}");
+    // It goes the same way as the beacon and after it, and the page can't see how it ends.
+    await fetch(url, { method: "POST", mode: "no-cors", body: "{}" });
+    return failures;
+  }, server.url);
+  assert.deepEqual(failures, ["TypeError", "TypeError", "TypeError"]);
+  await page.goto("about:blank");
+  // The one that is listed can.
+  const allowed = await pageAt(t, app);
+  await allowed.evaluate((url) => fetch(url, { method: "POST", body: '{"way":"listed"}' }), server.url);
+  assert.deepEqual(await server.stop(), [{ way: "listed" }]);
+});
+
+test("a repeat with the same key is kept once, whether it comes by fetch or by beacon", async (t) => {
+  const server = await netwatch(t, { DEDUP_WINDOW: "1h" });
+  const page = await pageAt(t, await origin(t));
+  const answers = await page.evaluate(async (url) => {
+    const key = crypto.getRandomValues(new Uint32Array(4)).join("-");
+    const send = () => fetch(url, { method: "POST", body: '{"way":"once"}', headers: { "idempotency-key": key } });
+    const answers = await Promise.all([send(), send()].map(async (response) => (await response).json()));
+    navigator.sendBeacon(`${url}?idempotency_key=${key}`, '{"way":"once"}');
+    navigator.sendBeacon(url, '{"way":"without"}');
+    return answers;
+  }, server.url);
+  assert.deepEqual(answers, [{ status: "ok", accepted: 1 }, { status: "ok", accepted: 1 }]);
+  await page.goto("about:blank");
+  await until("the last one is in a file", () => server.stored().some(({ way }) => way === "without"));
+  assert.deepEqual((await server.stop()).sort(byWay), [{ way: "once" }, { way: "without" }]);
+});
+
+test("what the browser itself reports of a violated policy is taken", async (t) => {
+  const server = await netwatch(t);
+  const policy = `img-src 'none'; report-uri ${server.url}`;
+  await pageAt(t, await origin(t, "<img src=x>", { "content-security-policy": policy }));
+  await until("the browser has reported", () => server.stored().length > 0);
+  const [report] = await server.stop();
+  assert.equal(report["csp-report"]["effective-directive"], "img-src");
+});
