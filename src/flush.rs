@@ -72,9 +72,13 @@ impl Flusher {
         let bytes_in: usize = lines.iter().map(|lines| lines.len()).sum();
         let started = Instant::now();
         let stem = batch.stem();
+        let mut compression = self.compression;
         // Under one name, however often it takes: the journal has it, and recovery goes by it.
         let bytes_out = keep_trying("can't publish; the batch is kept", || {
-            match self.store.publish(&stem, &lines, last, self.compression) {
+            let tried = self.store.publish(&stem, &lines, last, compression);
+            // Threads may be what was missing.
+            compression.threads = 1;
+            match tried {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.store.published(&stem, &lines),
                 published => published,
             }

@@ -1,7 +1,7 @@
 //! The command line: allocator, logging, signals; all else is in the library.
 
 use std::collections::HashSet;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -70,7 +70,11 @@ fn serve() -> Done {
                 .map_err(|error| format!("can't listen on HOST {} PORT {}: {error}", config.host, config.port))?,
         };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = config.effective, "starting");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(config.workers).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.workers)
+        .thread_keep_alive(SYNC_THREAD_KEEP_ALIVE)
+        .enable_all()
+        .build()?;
     let shutdown = {
         let _context = runtime.enter();
         stop_signal()?
@@ -78,6 +82,9 @@ fn serve() -> Done {
     runtime.block_on(server::run(config, store, listener, shutdown))?;
     Ok(())
 }
+
+/// The thread that syncs journals stays: when the next sync comes, the system may have none to give.
+const SYNC_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// One stop may be told twice: `timeout` signals a process and then its group.
 const SAME_STOP: Duration = Duration::from_millis(50);
@@ -121,20 +128,26 @@ fn recover(dir: Option<PathBuf>) -> Done {
     }
     let store = Store::open(&dir)?;
     let recovered = store::recover::recover(&store, config.compression(), &mut HashSet::new())?;
-    println!(
+    writeln!(
+        io::stdout(),
         "{} journals with {} reports recovered, {} bytes put aside, {} journals kept for another try",
-        recovered.journals, recovered.reports, recovered.quarantined_bytes, recovered.failed
-    );
+        recovered.journals,
+        recovered.reports,
+        recovered.quarantined_bytes,
+        recovered.failed
+    )?;
     if recovered.failed > 0 { Err("not all journals could be recovered".into()) } else { Ok(()) }
 }
 
 fn verify(dir: Option<PathBuf>) -> Done {
     let dir = dir.map_or_else(|| Config::from_env().map(|config| config.data_dir), Ok)?;
     let verdicts = store::verify::verify(&dir).map_err(|error| format!("can't read {}: {error}", dir.display()))?;
+    // Not `println`, which panics when nobody takes it.
+    let mut out = io::stdout();
     for store::verify::Verdict { path, reports } in &verdicts {
         match reports {
-            Ok(reports) => println!("{}: sound, {reports} reports", path.display()),
-            Err(reason) => println!("{}: NOT SOUND: {reason}", path.display()),
+            Ok(reports) => writeln!(out, "{}: sound, {reports} reports", path.display())?,
+            Err(reason) => writeln!(out, "{}: NOT SOUND: {reason}", path.display())?,
         }
     }
     match verdicts.iter().filter(|verdict| verdict.reports.is_err()).count() {

@@ -105,6 +105,8 @@ pub async fn run(
         interval: config.flush_interval,
     }
     .spawn()?;
+    // The thread that syncs journals. tokio panics when it can't start one and there is none.
+    tokio::task::spawn_blocking(|| {}).await.map_err(io::Error::other)?;
     let app = Arc::new(App::new(&config, Arc::clone(&buffer)));
     let connections = Connections::new(&config);
     tracing::info!(address = %listener.local_addr()?, "listening");
@@ -126,15 +128,16 @@ pub async fn run(
     connections.closed(config.shutdown_timeout).await;
     buffer.close();
     // Without a bound: what was acknowledged is not given up. A second signal ends the process all the same.
-    let flushed = tokio::task::spawn_blocking(move || {
+    // On this thread: the system may have no other to give.
+    let flushed = tokio::task::block_in_place(move || {
         upkeep.recover_spilled();
         let flushed = flusher.join();
         keeper.thread().unpark();
         flushed.and(keeper.join())
     });
-    match flushed.await {
-        Ok(Ok(())) => tracing::info!("stopped; all reports are on disk"),
-        _ => return Err(io::Error::other("the flush task ended before all reports were on disk")),
+    match flushed {
+        Ok(()) => tracing::info!("stopped; all reports are on disk"),
+        Err(_) => return Err(io::Error::other("the flush task ended before all reports were on disk")),
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause between two looks for orphan journals, when nothing has been spilled meanwhile.
 const RECOVER_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Pause after a recovery that left something spilled.
+/// Pause after a recovery that left something spilled, or when no journal could be made.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The upkeep of one server.
@@ -69,6 +69,9 @@ impl Upkeep {
             self.watch_disk();
             if let Err(error) = self.buffer.prepare_journals() {
                 tracing::error!(%error, "can't make a journal; without one there will be no room");
+                // Not parked: each request that finds no room would have it tried again.
+                thread::sleep(RETRY);
+                continue;
             }
             thread::park_timeout(LOOK_INTERVAL);
         }

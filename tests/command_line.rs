@@ -173,3 +173,16 @@ fn the_default_host_takes_ipv4_and_ipv6() {
         std::net::TcpStream::connect(address).unwrap();
     }
 }
+
+#[test]
+fn an_output_that_nobody_takes_is_an_error_and_no_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    for subcommand in ["recover", "verify"] {
+        fs::create_dir_all(dir.path().join("journal")).unwrap();
+        fs::write(dir.path().join("journal/reports-20261122T150512.123456789Z-5f3a9c01.jsonl"), "{}\n").unwrap();
+        let full = fs::File::create("/dev/full").unwrap();
+        let output = command(dir.path()).arg(subcommand).arg(dir.path()).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(!String::from_utf8(output.stderr).unwrap().contains("panicked"));
+    }
+}

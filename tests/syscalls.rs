@@ -298,6 +298,33 @@ fn what_is_rarely_refused() {
     are_survived(None, &faults, Clients::MayBeRefused);
 }
 
+#[test]
+#[ignore = "needs strace: make faults"]
+fn a_thread_that_can_not_be_started_leaves_nobody_without_an_answer() {
+    // The first sync of all: it may want a thread that is not there yet, or is not there any more.
+    let server = Server::start(&[("ACK", "disk")]);
+    let faults = Faults::begin(&server, None, &["clone3,clone:error=EAGAIN"]);
+    let mut sent = Sent::default();
+    sent.send(&mut server.connect(), report("during", 0, 0));
+    sent.send(&mut server.connect(), report("during", 0, 1));
+    faults.end();
+    assert!(sent.send(&mut server.connect(), report("after", 0, 0)));
+    sent.check(&server.stop());
+}
+
+#[test]
+#[ignore = "needs strace: make faults"]
+fn a_stop_needs_no_thread_that_is_not_there() {
+    for ack in ["memory", "journal", "disk"] {
+        let server = Server::start(&[("ACK", ack)]);
+        let mut sent = Sent::default();
+        assert!(sent.send(&mut server.connect(), report("before", 0, 0)));
+        let faults = Faults::begin(&server, None, &["clone3,clone:error=EAGAIN"]);
+        sent.check(&server.stop());
+        drop(faults);
+    }
+}
+
 /// All that the flush thread does on disk, and all that a recovery does.
 const CALLS: [&str; 10] =
     ["openat", "flock", "write", "utimensat", "fsync", "linkat", "unlink", "close", "mkdir", "getdents64"];

@@ -237,7 +237,8 @@ impl Buffer {
     pub fn prepare_journals(&self) -> io::Result<()> {
         let Some(journals) = self.pool.journals.as_ref().filter(|journals| journals.is_short()) else { return Ok(()) };
         journals.prepare()?;
-        self.pool.room.notify_waiters();
+        // A batch that is due waits for one, too.
+        self.pool.wake();
         Ok(())
     }
 

@@ -87,7 +87,10 @@ impl Store {
     ) -> io::Result<u64> {
         let temp = self.temp(&self.path, &stem.report_file())?;
         report_file::compress(lines, compression, self.disk.writer(&temp.file))?;
-        self.disk.set_modified(&temp.file, modified)?;
+        if let Err(error) = self.disk.set_modified(&temp.file, modified) {
+            // Nothing rests on it: the name tells a time, too.
+            tracing::warn!(file = stem.report_file(), %error, "can't set the time of a report file");
+        }
         self.disk.sync(&temp.file)?;
         let bytes = temp.file.metadata()?.len();
         temp.link(&self.path.join(stem.report_file()))?;
@@ -145,11 +148,16 @@ impl Temp {
         loop {
             let path = dir.join(format!(".{stem}.{:08x}.tmp", random_id()));
             let file = disk.create(&path)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if file.metadata()?.nlink() > 0 => return Ok(Self { path, file, disk: disk.clone() }),
+            let locked = flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from);
+            match locked.and_then(|()| Ok(file.metadata()?.nlink() > 0)) {
+                Ok(true) => return Ok(Self { path, file, disk: disk.clone() }),
                 // A recovery found it before it was locked, and removes it.
-                Ok(()) | Err(Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(error.into()),
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    disk.discard(&path);
+                    return Err(error);
+                }
             }
         }
     }
