@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::path::PathBuf;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -225,6 +226,8 @@ impl Pool {
     }
 
     pub(super) fn wake_flusher(&self) {
+        // SeqCst, here and in `Buffer::wake`: a thread that is not found here yet finds what has changed before it waits.
+        fence(Ordering::SeqCst);
         self.flusher.get().into_iter().for_each(Thread::unpark);
     }
 

@@ -17,7 +17,7 @@ mod segment;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::thread::Thread;
 use std::time::Duration;
@@ -190,6 +190,8 @@ impl Buffer {
     /// call counts.
     pub fn wake(&self, flusher: Thread) {
         self.pool.flusher.get_or_init(|| flusher);
+        // SeqCst: as in `Pool::wake_flusher`.
+        fence(Ordering::SeqCst);
     }
 
     /// The sealed batch that has waited longest.
