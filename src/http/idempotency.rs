@@ -9,6 +9,7 @@ use hyper::Request;
 use hyper::header::HeaderName;
 use moka::future::Cache;
 use moka::policy::EvictionPolicy;
+use tokio::sync::Semaphore;
 
 use super::refusal::Refusal;
 
@@ -32,18 +33,22 @@ pub(super) type Key = [u64; 2];
 pub(super) struct Repeats {
     accepted: Cache<Key, usize>,
     hashers: [RandomState; 2],
+    /// Places for requests that are being kept. As many as for connections: what is left behind by clients that went
+    /// away has a bound, too.
+    places: Arc<Semaphore>,
 }
 
 impl Repeats {
-    /// Remembers a request for `window` after it was kept.
-    pub(super) fn new(window: Duration) -> Self {
+    /// Remembers a request for `window` after it was kept; no more than `max_connections` are kept at once.
+    pub(super) fn new(window: Duration, max_connections: usize) -> Self {
         let accepted = Cache::builder()
             .max_capacity(MAX_KEYS)
             // Not by how often a key is asked for: nearly all are asked for once.
             .eviction_policy(EvictionPolicy::lru())
             .time_to_live(window)
             .build();
-        Self { accepted, hashers: [RandomState::new(), RandomState::new()] }
+        let hashers = [RandomState::new(), RandomState::new()];
+        Self { accepted, hashers, places: Arc::new(Semaphore::new(max_connections)) }
     }
 
     /// The key of a request, if it has one.
@@ -73,10 +78,16 @@ impl Repeats {
         key: Key,
         keep: impl Future<Output = Result<usize, Refusal>> + Send + 'static,
     ) -> Result<usize, Refusal> {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Refusal::TooManyInFlight)?;
         let accepted = self.accepted.clone();
         // A task of its own goes on when the client goes away, so that a repeat finds out how it ends.
-        match tokio::spawn(async move { accepted.try_get_with(key, keep).await }).await {
-            Ok(done) => done.map_err(|refusal: Arc<Refusal>| match Arc::try_unwrap(refusal) {
+        let kept = tokio::spawn(async move {
+            let kept = accepted.try_get_with(key, keep).await;
+            drop(place);
+            kept
+        });
+        match kept.await {
+            Ok(kept) => kept.map_err(|refusal: Arc<Refusal>| match Arc::try_unwrap(refusal) {
                 Ok(refusal) => refusal,
                 Err(shared) => Refusal::AsTheFirst(shared),
             }),
@@ -122,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_key_is_the_same_in_the_header_and_in_the_query() {
-        let repeats = Repeats::new(HOUR);
+        let repeats = Repeats::new(HOUR, 8);
         let key = |uri, header| key_of(&repeats, uri, header).unwrap();
         let one = key("/", Some("a b"));
         assert!(one.is_some());
@@ -136,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_key_is_bounded_in_length() {
-        let repeats = Repeats::new(HOUR);
+        let repeats = Repeats::new(HOUR, 8);
         assert!(key_of(&repeats, "/", Some(&"x".repeat(MAX_KEY_BYTES))).is_ok());
         for (uri, header) in [
             ("/".to_owned(), Some("x".repeat(MAX_KEY_BYTES + 1))),
@@ -151,7 +162,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_repeat_waits_for_the_first_even_if_its_client_has_gone_away() {
-        let repeats = Arc::new(Repeats::new(HOUR));
+        let repeats = Arc::new(Repeats::new(HOUR, 8));
         let (done, is_done) = oneshot::channel();
         let first = under_way(&repeats, [1, 1], is_done).await;
         first.abort();
@@ -166,7 +177,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_first_that_fails_leaves_the_key_free() {
-        let repeats = Arc::new(Repeats::new(HOUR));
+        let repeats = Arc::new(Repeats::new(HOUR, 8));
         let (done, is_done) = oneshot::channel();
         let first = under_way(&repeats, [1, 1], is_done).await;
         let mut repeat = Box::pin(repeats.once([1, 1], async { panic!("kept beside the first") }));
@@ -176,6 +187,21 @@ mod tests {
             assert!(refused.unwrap_err().to_string().contains("too many bodies"));
         }
         assert_eq!(repeats.once([1, 1], async { Ok(2) }).await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn those_whose_clients_have_gone_away_are_bounded() {
+        let repeats = Arc::new(Repeats::new(HOUR, 1));
+        let (done, is_done) = oneshot::channel();
+        let first = under_way(&repeats, [1, 1], is_done).await;
+        first.abort();
+        let refused = repeats.once([2, 2], async { panic!("there is no place for it") }).await;
+        assert!(matches!(refused, Err(Refusal::TooManyInFlight)), "{refused:?}");
+        done.send(Ok(1)).unwrap();
+        while repeats.places.available_permits() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(repeats.once([2, 2], async { Ok(2) }).await.unwrap(), 2);
     }
 
     /// Polls until all other tasks have had their turn.

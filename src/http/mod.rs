@@ -91,7 +91,7 @@ impl App {
                 keep_alive_timeout: config.keep_alive_timeout,
             },
             origins: config.cors_allow_origins.clone(),
-            repeats: config.dedup_window.map(Repeats::new),
+            repeats: config.dedup_window.map(|window| Repeats::new(window, config.max_connections)),
             proxies: Proxies {
                 trusted: config.trusted_proxies.clone(),
                 header: config.forwarded_header,
