@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crossbeam_utils::sync::Parker;
+
 use crate::buffer::Buffer;
 use crate::store::recover::recover;
 use crate::store::{Compression, Store};
@@ -50,8 +52,11 @@ impl Upkeep {
     pub fn spawn(&self) -> io::Result<JoinHandle<()>> {
         let (keep, recover) = (self.clone(), self.clone());
         let keeper = thread::Builder::new().name("keep".to_owned()).spawn(move || keep.keep())?;
-        let recoverer = thread::Builder::new().name("recover".to_owned()).spawn(move || recover.recover())?;
-        self.buffer.wake_upkeep(keeper.thread().clone(), recoverer.thread().clone());
+        // Not woken through its thread: a scope whose threads have ended unparks that as well, and each recovery of
+        // several journals would end the pause after it.
+        let parker = Parker::new();
+        self.buffer.wake_upkeep(keeper.thread().clone(), parker.unparker().clone());
+        thread::Builder::new().name("recover".to_owned()).spawn(move || recover.recover(&parker))?;
         Ok(keeper)
     }
 
@@ -95,12 +100,12 @@ impl Upkeep {
         }
     }
 
-    fn recover(&self) {
+    fn recover(&self, parker: &Parker) {
         be_nice();
         let mut foreign = HashSet::new();
         while !self.buffer.is_drained() {
             let left = self.recover_once(&mut foreign);
-            thread::park_timeout(if left { RETRY } else { RECOVER_INTERVAL });
+            parker.park_timeout(if left { RETRY } else { RECOVER_INTERVAL });
         }
     }
 

@@ -6,8 +6,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use common::{Server, command, report_files, stored, wait_until};
+use common::{Server, command, cpu_time, report_files, stored, wait_until};
 use rustix::process::Signal;
 
 const STEM: &str = "reports-20261122T150512.123456789Z-5f3a9c01";
@@ -36,6 +38,28 @@ fn text(bytes: &[u8]) -> String {
 
 fn journals(dir: &Path) -> Vec<String> {
     fs::read_dir(dir.join("journal")).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn journals_that_can_not_be_recovered_now_are_left_alone_for_a_while() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("journal")).unwrap();
+    // Several, and several threads to recover them. A directory in the place of each report file is what stops them.
+    let stems = ["reports-20261122T150512.123456789Z-5f3a9c01", "reports-20261122T150512.223456789Z-5f3a9c02"];
+    for stem in stems {
+        fs::write(dir.path().join(format!("journal/{stem}.jsonl")), "{}\n").unwrap();
+        fs::create_dir(dir.path().join(format!("{stem}.jsonl.zst"))).unwrap();
+    }
+    let server = Server::start_in(dir.path(), &[("ZSTD_THREADS", "2")]);
+    for stem in stems {
+        server.wait_for_log("can't recover this journal; it is kept", |line| line.to_string().contains(stem));
+    }
+    // Trying again and again would never let it be quiet.
+    wait_until("the server is quiet", || {
+        let (before, started) = (cpu_time(server.id()), Instant::now());
+        thread::sleep(Duration::from_millis(500)); // what is measured, not a wait
+        (cpu_time(server.id()) - before < started.elapsed() / 10).then_some(())
+    });
 }
 
 #[test]

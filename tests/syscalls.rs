@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Answer, Server, command, stored, wait_until};
+use common::{Answer, Server, command, cpu_time, stored, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Batches are small and the buffer is, so that all that can happen to a batch happens within a moment.
@@ -85,14 +85,6 @@ fn thread_id(pid: u32, name: &str) -> Option<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap());
     let mut named = threads.filter(|thread| fs::read_to_string(thread.path().join("comm")).unwrap().trim_end() == name);
     named.next()?.file_name().to_str()?.parse().ok()
-}
-
-/// Processor time that all threads have had.
-fn cpu_time(pid: u32) -> Duration {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().path());
-    // proc(5): the first number is nanoseconds on a processor.
-    let stats = threads.filter_map(|thread| fs::read_to_string(thread.join("schedstat")).ok());
-    stats.map(|stat| Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())).sum()
 }
 
 /// Reports that were sent, by their answers.

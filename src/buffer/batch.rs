@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
+use crossbeam_utils::sync::Unparker;
 use tokio::sync::Notify;
 
 use super::commit::Commit;
@@ -42,7 +43,7 @@ impl Batch {
             Some(journals) => {
                 let journal = journals.take();
                 // More are wanted now, or sooner than they came.
-                pool.upkeep.get().into_iter().for_each(|[keeper, _]| keeper.unpark());
+                pool.upkeep.get().into_iter().for_each(|(keeper, _)| keeper.unpark());
                 Some(journal?)
             }
         };
@@ -172,7 +173,7 @@ pub(super) struct Pool {
     /// The thread that flushes; it waits for sealed batches and, at the end, for the last memory to come back.
     pub(super) flusher: OnceLock<Thread>,
     /// The threads that make journals and that recover what was spilled.
-    pub(super) upkeep: OnceLock<[Thread; 2]>,
+    pub(super) upkeep: OnceLock<(Thread, Unparker)>,
     /// The journals for batches to come; none when a 200 is sent as soon as a report is in memory.
     pub(super) journals: Option<Journals>,
     ack: Ack,

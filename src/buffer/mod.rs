@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use crossbeam_queue::ArrayQueue;
+use crossbeam_utils::sync::Unparker;
 use serde::Deserialize;
 
 pub use self::batch::Batch;
@@ -273,7 +274,7 @@ impl Buffer {
                 spilled.push((path.to_owned(), bytes));
                 // The batch is dropped, and its journal unlocked, before anybody can find the path forgotten.
                 drop(batch);
-                self.pool.upkeep.get().into_iter().for_each(|[_, recoverer]| recoverer.unpark());
+                self.pool.upkeep.get().into_iter().for_each(|(_, recoverer)| recoverer.unpark());
                 return true;
             }
         }
@@ -300,10 +301,9 @@ impl Buffer {
         self.pool.journals.iter().for_each(|journals| while journals.take().is_some() {});
     }
 
-    /// Names the threads to wake (by unparking them) when journals are wanted, and when something was spilled. The
-    /// first call counts.
-    pub fn wake_upkeep(&self, keeper: Thread, recoverer: Thread) {
-        self.pool.upkeep.get_or_init(|| [keeper, recoverer]);
+    /// Names those to wake when journals are wanted, and when something was spilled. The first call counts.
+    pub fn wake_upkeep(&self, keeper: Thread, recoverer: Unparker) {
+        self.pool.upkeep.get_or_init(|| (keeper, recoverer));
     }
 
     /// Swaps `fresh` in for `old`, which is sealed and queued for the flush task; `false` when `old` was no longer

@@ -209,6 +209,14 @@ pub(crate) fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
     }
 }
 
+/// Processor time that all threads have had.
+pub(crate) fn cpu_time(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().path());
+    // proc(5): the first number is nanoseconds on a processor.
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.join("schedstat")).ok());
+    stats.map(|stat| Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())).sum()
+}
+
 /// SplitMix64: the same numbers for the same seed.
 pub(crate) struct Random(pub(crate) u64);
 
