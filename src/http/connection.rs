@@ -3,6 +3,9 @@
 //! A timer for each header, body and pause would be set and cancelled with every request. Here each of these only
 //! notes its deadline, and one timer for the connection is moved when it fires too early, or when a deadline comes
 //! that lies before it.
+//!
+//! With HTTP/2, requests come side by side. Then the watch only closes a connection on which there has been none for a
+//! while, and a body that comes slowly has a timer of its own.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -10,30 +13,44 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper::{Request, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::sync::SemaphorePermit;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::{App, Limits, answer, http1_builder, proxy_protocol};
+use super::protocol::Protocol;
+use super::{App, Limits, answer, proxy_protocol};
+
+/// What a connection's requests share.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) app: Arc<App>,
+    /// Who has connected; if that is a proxy which says so, whose connection it hands on.
+    pub(super) peer: IpAddr,
+    activity: Activity,
+}
 
 /// What a connection is at, and until when it may be.
 ///
-/// All of it is used from the connection's own task, so every ordering is Relaxed; the atomics only make it `Sync`.
+/// It is told from the connection's own task with HTTP/1, and with HTTP/2 by tasks of which the watch need not hear at
+/// once. So every ordering is Relaxed.
 #[derive(Debug)]
-pub(super) struct Activity {
+struct Activity {
     opened: Instant,
     limits: Limits,
-    /// Who has connected; if that is a proxy which says so, whose connection it hands on.
-    pub(super) peer: IpAddr,
     phase: AtomicU8,
     /// Nanoseconds after `opened`.
     deadline_ns: AtomicU64,
+    /// Requests that are being answered, with HTTP/2.
+    streams: AtomicU32,
 }
 
 /// Nothing has come yet.
@@ -48,46 +65,53 @@ const BODY: u8 = 2;
 const LATE: u8 = 3;
 /// The request is being answered; that has bounds of its own.
 const ANSWER: u8 = 4;
+/// HTTP/2: requests come side by side.
+const STREAMS: u8 = 6;
+/// HTTP/2: the client was told that the connection ends.
+const LEAVING: u8 = 7;
 
 /// How long after it was accepted a connection may still bring its first request to a server that stops: long enough
 /// for one that is on its way. A browser that has only connected in advance holds up the stop no longer than this.
 const FRESH_TIME: Duration = Duration::from_secs(1);
 
+/// How much of a body is read after it has been refused, and for how long.
+const DISCARD_BYTES: usize = 16 << 20;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long a request that is late may take to say so.
 const LATE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the client of an idle HTTP/2 connection has for a request that it sent before it heard of the end.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl Activity {
-    fn new(limits: Limits, peer: IpAddr) -> Self {
-        let activity =
-            Self { opened: Instant::now(), limits, peer, phase: AtomicU8::new(FRESH), deadline_ns: AtomicU64::new(0) };
+    fn new(limits: Limits) -> Self {
+        let activity = Self {
+            opened: Instant::now(),
+            limits,
+            phase: AtomicU8::new(FRESH),
+            deadline_ns: AtomicU64::new(0),
+            streams: AtomicU32::new(0),
+        };
         activity.enter(FRESH, limits.keep_alive_timeout);
         activity
     }
 
-    pub(super) fn reads_body(&self, within: Duration) {
-        self.enter(BODY, within);
-    }
-
     /// What has been read since the last answer was not the start of a request.
-    pub(super) fn idles(&self) {
+    fn idles(&self) {
         self.enter(IDLE, self.limits.keep_alive_timeout);
-    }
-
-    pub(super) fn answers(&self) {
-        self.phase.store(ANSWER, Ordering::Relaxed);
-        self.deadline_ns.store(u64::MAX, Ordering::Relaxed);
     }
 
     fn is_fresh(&self) -> bool {
         self.phase() == FRESH && self.opened.elapsed() < FRESH_TIME
     }
 
-    pub(super) fn is_late(&self) -> bool {
-        self.phase() == LATE
-    }
-
     fn enter(&self, phase: u8, within: Duration) {
         self.phase.store(phase, Ordering::Relaxed);
+        self.put_off(within);
+    }
+
+    fn put_off(&self, within: Duration) {
         let deadline = self.opened.elapsed().saturating_add(within);
         self.deadline_ns.store(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
@@ -97,22 +121,129 @@ impl Activity {
     }
 
     fn deadline(&self) -> Option<Instant> {
+        if self.streams.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
         self.opened.checked_add(Duration::from_nanos(self.deadline_ns.load(Ordering::Relaxed)))
     }
 }
 
+/// One request, as the watch over its connection has to know it.
+#[derive(Debug)]
+pub(super) struct Exchange<'a> {
+    pub(super) connection: &'a Arc<Connection>,
+    over_http2: bool,
+    /// With HTTP/2; with HTTP/1, the connection's own place is that of its request.
+    place: Option<SemaphorePermit<'a>>,
+    /// When its body is late; only with HTTP/2, and only once the body has to be waited for.
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl<'a> Exchange<'a> {
+    fn begin(connection: &'a Arc<Connection>, version: Version) -> Self {
+        let over_http2 = version == Version::HTTP_2;
+        let mut place = None;
+        if over_http2 {
+            connection.activity.streams.fetch_add(1, Ordering::Relaxed);
+            place = connection.app.streams.try_acquire().ok();
+        }
+        Self { connection, over_http2, place, late: None }
+    }
+
+    /// Whether the server has all the requests that it can have at a time.
+    pub(super) fn has_no_place(&self) -> bool {
+        self.over_http2 && self.place.is_none()
+    }
+
+    pub(super) fn reads_body(&self) {
+        if !self.over_http2 {
+            let activity = &self.connection.activity;
+            activity.enter(BODY, activity.limits.body_timeout);
+        }
+    }
+
+    /// Whether the body has taken too long. When that comes to be so, this task is polled.
+    pub(super) fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.over_http2 {
+            return self.connection.activity.phase() == LATE;
+        }
+        let body_timeout = self.connection.activity.limits.body_timeout;
+        self.late.get_or_insert_with(|| Box::pin(sleep(body_timeout))).as_mut().poll(cx).is_ready()
+    }
+
+    pub(super) fn answers(&self) {
+        if !self.over_http2 {
+            let activity = &self.connection.activity;
+            activity.phase.store(ANSWER, Ordering::Relaxed);
+            activity.deadline_ns.store(u64::MAX, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes care of a body that is not wanted any more. The answer goes out at once, but a client that is still sending
+    /// would never read it if the connection were closed over what it sends. So that is read for a while and thrown
+    /// away.
+    pub(super) fn throw_away(&self, body: Incoming) {
+        // HTTP/2 tells the client to stop, and goes on.
+        if !self.over_http2 {
+            tokio::spawn(timeout(DISCARD_TIMEOUT, discard(body, Arc::clone(self.connection))));
+        }
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        let activity = &self.connection.activity;
+        match self.over_http2 {
+            false => activity.idles(),
+            true => {
+                // The deadline first: without a request, that is what the watch asks for.
+                activity.put_off(activity.limits.keep_alive_timeout);
+                activity.streams.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Reads on and throws away, [`DISCARD_BYTES`] at the most.
+async fn discard(mut body: Incoming, connection: Arc<Connection>) {
+    let mut left = DISCARD_BYTES;
+    // Asked before each piece: hyper gives the end of a body by itself only when the next request comes.
+    while !body.is_end_stream() {
+        let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await else { break };
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+    connection.activity.idles();
+}
+
 /// A socket that notes when the first bytes of a request come.
-struct Watched {
+#[derive(Debug)]
+pub(super) struct Watched {
     stream: TcpStream,
-    activity: Arc<Activity>,
+    connection: Arc<Connection>,
+}
+
+impl Watched {
+    /// What has come, without taking it.
+    pub(super) fn poll_peek(&self, cx: &mut Context<'_>, bytes: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
+        self.stream.poll_peek(cx, bytes)
+    }
+
+    pub(super) fn speaks_http2(&self) {
+        let activity = &self.connection.activity;
+        activity.enter(STREAMS, activity.limits.keep_alive_timeout);
+    }
 }
 
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before && matches!(self.activity.phase(), FRESH | IDLE) {
-            self.activity.enter(HEADER, self.activity.limits.header_timeout);
+        let activity = &self.connection.activity;
+        if buf.filled().len() > before && matches!(activity.phase(), FRESH | IDLE) {
+            activity.enter(HEADER, activity.limits.header_timeout);
         }
         Poll::Ready(Ok(()))
     }
@@ -148,15 +279,18 @@ pub(crate) async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr
     } else {
         peer.ip()
     };
-    let activity = Arc::new(Activity::new(app.limits, address));
-    let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
-    let (app, activity) = (&app, &activity);
-    let service = service_fn(|request| async move {
-        let response = answer(app, activity, request).await;
-        activity.idles();
-        Ok::<_, Infallible>(response)
+    let connection = Arc::new(Connection { peer: address, activity: Activity::new(app.limits), app });
+    let Connection { app, activity, .. } = &*connection;
+    let watched = Watched { stream, connection: Arc::clone(&connection) };
+    let requests = Arc::clone(&connection);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let connection = Arc::clone(&requests);
+        async move {
+            let exchange = Exchange::begin(&connection, request.version());
+            Ok::<_, Infallible>(answer(exchange, request).await)
+        }
     });
-    let mut connection = pin!(http1_builder().serve_connection(io, service));
+    let mut protocol = Protocol::new(watched, service);
 
     // Polled once, to leave this task's waker there: a task keeps its waker, and each poll would take a lock that all
     // connections share.
@@ -170,10 +304,10 @@ pub(crate) async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr
         loop {
             if !draining && app.is_draining() && !activity.is_fresh() {
                 draining = true;
-                connection.as_mut().graceful_shutdown();
+                protocol.graceful_shutdown();
             }
-            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-                return Poll::Ready(ended.map_err(|error| error.to_string()));
+            if let Poll::Ready(ended) = protocol.poll(cx) {
+                return Poll::Ready(ended);
             }
             let mut deadline = activity.deadline();
             if !draining && app.is_draining() {
@@ -193,6 +327,11 @@ pub(crate) async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr
                     // The request itself says so, in an answer.
                     BODY => activity.enter(LATE, LATE_TIMEOUT),
                     HEADER => return Poll::Ready(Err("the header did not come in time".to_owned())),
+                    STREAMS => {
+                        // Told first: a client that has just sent a request would not know whether it was read.
+                        activity.enter(LEAVING, LEAVE_TIMEOUT);
+                        protocol.graceful_shutdown();
+                    }
                     _ => return Poll::Ready(Err("idle for too long".to_owned())),
                 },
                 later => {

@@ -12,17 +12,14 @@ use hyper::body::{Body, Incoming};
 use hyper::{HeaderMap, Request, Response, StatusCode};
 use tokio::time::timeout;
 
+use super::connection::{Connection, Exchange};
 use super::encoding::Encoding;
 use super::gathered::Gathered;
 use super::idempotency::{Key, Repeats};
 use super::refusal::Refusal;
-use super::{Activity, App, client, content_type, json};
+use super::{App, client, content_type, json};
 use crate::buffer::{Refused, Ticket};
 use crate::report::Reports;
-
-/// How much of a body is read after it has been refused, and for how long.
-const DISCARD_BYTES: usize = 16 << 20;
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a request waits for room in the buffer before it is turned away.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
@@ -54,7 +51,8 @@ struct Head<'a> {
 }
 
 impl<'a> Head<'a> {
-    fn of(app: &'a App, activity: &Activity, request: &Request<Incoming>) -> Result<Self, Refusal> {
+    fn of(connection: &'a Connection, request: &Request<Incoming>) -> Result<Self, Refusal> {
+        let app = &*connection.app;
         let headers = request.headers();
         content_type::check(headers)?;
         let encoding = Encoding::of(headers)?;
@@ -62,33 +60,34 @@ impl<'a> Head<'a> {
             None => None,
             Some(repeats) => repeats.key(request)?.map(|key| (repeats, key)),
         };
-        let stamps = (!app.stamps.is_empty()).then(|| stamps(app, activity, headers));
+        let stamps = (!app.stamps.is_empty()).then(|| stamps(connection, headers));
         Ok(Self { encoding, once, stamps })
     }
 }
 
 pub(super) async fn post(
-    app: &Arc<App>,
-    activity: &Arc<Activity>,
+    exchange: &mut Exchange<'_>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
-    activity.reads_body(app.limits.body_timeout);
-    let head = Head::of(app, activity, &request);
+    let connection = exchange.connection;
+    let app = &connection.app;
+    exchange.reads_body();
+    let head = Head::of(connection, &request);
     let mut body = request.into_body();
     let received = match head {
-        Ok(head) => receive(app, activity, &mut body).await.map(|received| (received, head)),
+        Ok(head) => receive(exchange, &mut body).await.map(|received| (received, head)),
         Err(refusal) => Err(refusal),
     };
     let (received, Head { encoding, once, stamps }) = match received {
         Ok(received) => received,
         Err(refusal) => {
             if !matches!(refusal, Refusal::BodyTimeout | Refusal::BodyBroken(_)) {
-                throw_away(body, activity);
+                exchange.throw_away(body);
             }
             return Err(refusal);
         }
     };
-    activity.answers();
+    exchange.answers();
     let count = match once {
         None => keep(app, received, encoding, stamps).await?,
         Some((repeats, key)) => {
@@ -129,10 +128,10 @@ fn unpack(app: &App, packed: Received, encoding: Encoding) -> Result<Received, R
 }
 
 /// What the reports of this request are stamped with.
-fn stamps(app: &App, activity: &Activity, headers: &HeaderMap) -> String {
+fn stamps(Connection { app, peer, .. }: &Connection, headers: &HeaderMap) -> String {
     let client = match app.stamps.want_client_ip() {
-        true => client::address(&app.proxies.trusted, app.proxies.header, activity.peer, headers),
-        false => activity.peer,
+        true => client::address(&app.proxies.trusted, app.proxies.header, *peer, headers),
+        false => *peer,
     };
     app.stamps.members(headers, app.client_ip_mask.apply(client))
 }
@@ -146,12 +145,13 @@ fn accepted(count: usize) -> Response<Full<Bytes>> {
 }
 
 /// Reads the whole body, as long as it stays within the bounds.
-async fn receive(app: &App, activity: &Activity, body: &mut Incoming) -> Result<Received, Refusal> {
+async fn receive(exchange: &mut Exchange<'_>, body: &mut Incoming) -> Result<Received, Refusal> {
+    let app = &exchange.connection.app;
     let max_bytes = app.limits.max_body_bytes;
     if body.size_hint().lower() > max_bytes as u64 {
         return Err(Refusal::TooLarge { max_bytes });
     }
-    let Some(first) = next_piece(activity, body).await? else { return Ok(Received::Piece(Bytes::new())) };
+    let Some(first) = next_piece(exchange, body).await? else { return Ok(Received::Piece(Bytes::new())) };
     if body.is_end_stream() && first.len() <= max_bytes {
         return Ok(Received::Piece(first));
     }
@@ -159,13 +159,13 @@ async fn receive(app: &App, activity: &Activity, body: &mut Incoming) -> Result<
     let mut next = Some(first);
     while let Some(piece) = next {
         gathered.push(&piece)?;
-        next = if body.is_end_stream() { None } else { next_piece(activity, body).await? };
+        next = if body.is_end_stream() { None } else { next_piece(exchange, body).await? };
     }
     Ok(Received::Gathered(gathered))
 }
 
 /// The next bytes of a body; `None` at its end.
-async fn next_piece(activity: &Activity, body: &mut Incoming) -> Result<Option<Bytes>, Refusal> {
+async fn next_piece(exchange: &mut Exchange<'_>, body: &mut Incoming) -> Result<Option<Bytes>, Refusal> {
     poll_fn(|cx| {
         loop {
             match Pin::new(&mut *body).poll_frame(cx) {
@@ -176,32 +176,12 @@ async fn next_piece(activity: &Activity, body: &mut Incoming) -> Result<Option<B
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(Refusal::BodyBroken(error))),
                 Poll::Ready(None) => return Poll::Ready(Ok(None)),
                 // The connection's watch polls this task when the time is over.
-                Poll::Pending if activity.is_late() => return Poll::Ready(Err(Refusal::BodyTimeout)),
+                Poll::Pending if exchange.is_late(cx) => return Poll::Ready(Err(Refusal::BodyTimeout)),
                 Poll::Pending => return Poll::Pending,
             }
         }
     })
     .await
-}
-
-/// Takes care of a body that is not wanted any more. The answer goes out at once, but a client that is still sending
-/// would never read it if the connection were closed over what it sends. So that is read for a while and thrown away.
-pub(super) fn throw_away(body: Incoming, activity: &Arc<Activity>) {
-    tokio::spawn(timeout(DISCARD_TIMEOUT, discard(body, Arc::clone(activity))));
-}
-
-/// Reads on and throws away, [`DISCARD_BYTES`] at the most.
-async fn discard(mut body: Incoming, activity: Arc<Activity>) {
-    let mut left = DISCARD_BYTES;
-    // Asked before each piece: hyper gives the end of a body by itself only when the next request comes.
-    while !body.is_end_stream() {
-        let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await else { break };
-        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
-            Some(rest) => left = rest,
-            None => return,
-        }
-    }
-    activity.idles();
 }
 
 /// Appends to the buffer; when that is full, waits a moment for room.

@@ -9,6 +9,7 @@ mod gathered;
 mod health;
 mod idempotency;
 mod ingest;
+mod protocol;
 mod proxy_protocol;
 mod refusal;
 pub mod stamp;
@@ -21,12 +22,13 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue, ORIGIN, X_CONTENT_TYPE_OPTIONS};
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioExecutor;
 use tokio::sync::{Notify, Semaphore};
 
 use self::client::{ForwardedHeader, Mask, Networks};
-use self::connection::Activity;
+use self::connection::Exchange;
 pub(crate) use self::connection::serve;
 pub use self::cors::{NoOrigin, Origins};
 use self::idempotency::Repeats;
@@ -42,6 +44,13 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// gathered in memory that counts against `INFLIGHT_BYTES`.
 const MAX_READ_BYTES: usize = 32 * 1024;
 
+/// Requests that may be open on one HTTP/2 connection, the least that RFC 9113 recommends.
+const MAX_STREAMS: u32 = 100;
+
+/// Bytes that a client may send on an HTTP/2 connection, or of one body on it, before they are taken. They are held in
+/// memory.
+const WINDOW_BYTES: u32 = 64 * 1024 - 1;
+
 /// What every connection shares.
 #[derive(Debug)]
 pub(crate) struct App {
@@ -53,6 +62,8 @@ pub(crate) struct App {
     proxies: Proxies,
     stamps: Stamps,
     client_ip_mask: Mask,
+    /// Requests that there may still be over HTTP/2, on all connections.
+    streams: Semaphore,
     /// Bytes of gathered bodies that there may still be.
     inflight: Arc<Semaphore>,
     started: Instant,
@@ -99,6 +110,7 @@ impl App {
             },
             stamps: config.stamp.clone(),
             client_ip_mask: config.client_ip_mask,
+            streams: Semaphore::new(config.max_connections),
             inflight: Arc::new(Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS))),
             started: Instant::now(),
             leaving: AtomicBool::new(false),
@@ -139,32 +151,43 @@ pub fn http1_builder() -> http1::Builder {
     builder
 }
 
+/// How hyper is set up for HTTP/2. A client of which more than 20 requests were reset before they were looked at is cut
+/// off, as hyper has it.
+fn http2_builder() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .max_header_list_size(MAX_HEADER_BYTES as u32)
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES);
+    builder
+}
+
 /// Answers one request.
-async fn answer(app: &Arc<App>, activity: &Arc<Activity>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn answer(mut exchange: Exchange<'_>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    if exchange.has_no_place() {
+        return Refusal::TooManyInFlight.to_response();
+    }
     let answered = match request.uri().path() {
         "/api/v1/reports" => match request.headers().get(ORIGIN) {
-            None => reports(app, activity, request).await,
+            None => reports(&mut exchange, request).await,
             Some(origin) => {
                 let origin = origin.clone();
-                return reports_from(origin, app, activity, request).await;
+                return reports_from(origin, &mut exchange, request).await;
             }
         },
-        "/livez" => only_get(&request).map(|()| health::live(app)),
+        "/livez" => only_get(&request).map(|()| health::live(&exchange.connection.app)),
         "/readyz" | "/.well-known/healthcheck.json" | "/.well-known/healthcheck" => {
-            only_get(&request).map(|()| health::ready(app))
+            only_get(&request).map(|()| health::ready(&exchange.connection.app))
         }
         _ => Err(Refusal::NotFound),
     };
     answered.unwrap_or_else(|refusal| refusal.to_response())
 }
 
-async fn reports(
-    app: &Arc<App>,
-    activity: &Arc<Activity>,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Refusal> {
+async fn reports(exchange: &mut Exchange<'_>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
     match *request.method() {
-        Method::POST => ingest::post(app, activity, request).await,
+        Method::POST => ingest::post(exchange, request).await,
         _ => Err(Refusal::Method { allow: "POST" }),
     }
 }
@@ -172,17 +195,16 @@ async fn reports(
 /// The same for a page of this origin.
 async fn reports_from(
     origin: HeaderValue,
-    app: &Arc<App>,
-    activity: &Arc<Activity>,
+    exchange: &mut Exchange<'_>,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
-    if !app.origins.allow(&origin) {
-        ingest::throw_away(request.into_body(), activity);
+    if !exchange.connection.app.origins.allow(&origin) {
+        exchange.throw_away(request.into_body());
         return Refusal::Origin.to_response();
     }
     let mut response = match cors::is_preflight(&request) {
         true => cors::preflight(request.headers()),
-        false => reports(app, activity, request).await.unwrap_or_else(|refusal| refusal.to_response()),
+        false => reports(exchange, request).await.unwrap_or_else(|refusal| refusal.to_response()),
     };
     cors::share(&mut response, origin);
     response

@@ -193,9 +193,12 @@ impl Refusal {
             Self::BodyBroken(_) => {
                 (BAD, "body-broken", "Body broke off", format!("{reason}: send all that the header announces."))
             }
-            Self::TooManyInFlight => {
-                (UNAVAILABLE, "too-many-in-flight", "Too busy", again("Too many long bodies are being received"))
-            }
+            Self::TooManyInFlight => (
+                UNAVAILABLE,
+                "too-many-in-flight",
+                "Too busy",
+                again("More is being received than there is memory for"),
+            ),
             Self::Refused(Refused::DiskFull) => {
                 (UNAVAILABLE, "disk-full", "Disk full", again("There is no room on the server's disk"))
             }
