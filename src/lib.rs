@@ -28,10 +28,11 @@
 //!   waited for it are refused, and may be flushed all the same.
 //! - A file has its final name only when it is complete and on disk, and is never changed or replaced after that.
 //! - Memory is bounded: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces or compressed (and
-//!   as much again for those of them that are folded or arrays), one decoder for each of `WORKERS`, one read buffer for
-//!   each of `MAX_CONNECTIONS` (a window of about that size with HTTP/2), and a fixed number of idempotency keys. In a burst, a batch that waits for its flush
-//!   and is wholly in its journal gives up its memory, within `SPILL_BYTES`, and [`upkeep`] recovers that journal as it
-//!   does those of dead servers. Beyond that, requests wait a moment and are then refused.
+//!   as much again for those of them that are folded or arrays), one decoder for each of `WORKERS`, one read buffer
+//!   for each of `MAX_CONNECTIONS` (a window of about that size with HTTP/2), and a fixed number of idempotency keys.
+//!   In a burst, a batch that waits for its flush and is wholly in its journal gives up its memory, within
+//!   `SPILL_BYTES`, and [`upkeep`] recovers that journal as it does those of dead servers. Beyond that, requests wait
+//!   a moment and are then refused.
 //! - Lines of one thread keep their order within a batch, and batches theirs in the time that their names tell. A
 //!   client's requests may be answered by different threads, so that is no promise to clients.
 //!

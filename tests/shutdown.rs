@@ -146,7 +146,7 @@ fn a_stop_waits_for_a_disk_that_comes_back_and_keeps_the_journals_name_over_all_
 }
 
 #[test]
-fn while_a_stop_is_delayed_readyz_says_so_and_reports_are_taken() {
+fn while_a_stop_is_delayed_readyz_says_so_and_reports_are_taken_one_more_on_each_connection() {
     let mut server = Server::start(&[("SHUTDOWN_DELAY", "1h")]);
     let mut old = server.connect();
     old.post("{\"n\":1}").assert_ok();
@@ -154,7 +154,11 @@ fn while_a_stop_is_delayed_readyz_says_so_and_reports_are_taken() {
     let unready = wait_until("it is not ready", || Some(server.get("/readyz")).filter(|answer| answer.status == 503));
     assert_eq!(unready.json()["reason"], "the server is stopping");
     assert_eq!(server.get("/livez").status, 200);
-    old.post("{\"n\":2}").assert_ok();
+    // Taken, but it is the last one of its connection.
+    let answer = old.post("{\"n\":2}");
+    answer.assert_ok();
+    assert_eq!(answer.headers["connection"], "close");
+    old.assert_closed();
     server.post("{\"n\":3}").assert_ok();
     server.signal(Signal::KILL);
     server.wait();

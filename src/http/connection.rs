@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -286,8 +287,14 @@ pub(crate) async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr
     let service = service_fn(move |request: Request<Incoming>| {
         let connection = Arc::clone(&requests);
         async move {
-            let exchange = Exchange::begin(&connection, request.version());
-            Ok::<_, Infallible>(answer(exchange, request).await)
+            let version = request.version();
+            let mut response = answer(Exchange::begin(&connection, version), request).await;
+            if connection.app.is_leaving() && version != Version::HTTP_2 {
+                // The client, or the balancer, comes back over a new one, to another server perhaps. None is left then
+                // to be closed at the end, while a request is on its way.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
         }
     });
     let mut protocol = Protocol::new(watched, service);
