@@ -16,7 +16,9 @@ use serde::{Deserialize, Deserializer};
 use crate::buffer::{Ack, Shape};
 use crate::http::Origins;
 use crate::http::client::{ForwardedHeader, Mask, Networks};
+use crate::http::rate_limit::Rate;
 use crate::http::stamp::Stamps;
+use crate::http::write_keys::WriteKeys;
 use crate::store::Compression;
 
 /// A variable of the environment.
@@ -36,12 +38,26 @@ const fn setting(name: &'static str, default: &'static str, takes: &'static str,
     Setting { name, default, takes, help }
 }
 
+/// What no log and no error may show.
+const SECRETS: &[&str] = &["WRITE_KEYS"];
+
+impl Setting {
+    /// A value of it, as everybody may see it.
+    fn shown(&self, value: String) -> String {
+        match SECRETS.contains(&self.name) && value != self.default {
+            true => "(secret)".to_owned(),
+            false => value,
+        }
+    }
+}
+
 const SIZE: &str = "a size such as 64KiB or 10MiB";
 const DURATION: &str = "a duration such as 500ms, 60s or 5m, more than zero and up to a year";
 const DELAY: &str = "a duration such as 500ms, 60s or 5m, from 0s up to a year";
 const TRUTH: &str = "true or false";
 const COUNT: &str = "a whole number, 1 to 1000000";
 const AUTO_COUNT: &str = "a whole number, 1 to 1024, or auto: one for each core";
+const RATE: &str = "a rate such as 10/s, 600/m or 10/s,burst=100, or off";
 const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 const LEVEL: &str = "a zstd level, 1 to 22";
 
@@ -136,12 +152,32 @@ pub const SETTINGS: &[Setting] = &[
         "prefix lengths for IPv4 and IPv6 such as /24,/48",
         "How much of a client's address is stamped.",
     ),
+    setting(
+        "WRITE_KEYS",
+        "none",
+        "a list of keys, each of 16 to 128 letters, digits or any of -._~+/=, or none",
+        "Keys of which a client has to know one to send reports. Read again with SIGHUP, as the next one is.",
+    ),
+    setting(
+        "WRITE_KEYS_FILE",
+        "none",
+        "a file with such a key on each line, or none",
+        "A file with more of them, one on each line.",
+    ),
+    setting("RATE_LIMIT", "off", RATE, "Requests that one client address may send (or /64 of IPv6): `10/s,burst=100`."),
+    setting("KEY_RATE_LIMIT", "off", RATE, "Requests that all who use one key may send."),
     setting("WORKERS", "auto", AUTO_COUNT, "Threads that answer requests; auto is one for each core."),
     setting(
         "MAX_CONNECTIONS",
         "16384",
         COUNT,
         "Open connections, as far as the limit of open files allows; more wait to be accepted.",
+    ),
+    setting(
+        "MAX_CONNECTIONS_PER_ADDRESS",
+        "off",
+        "a whole number, 1 to 1000000, or off",
+        "Open connections of one client address (or /64 of IPv6); more are closed at once.",
     ),
     setting("HEADER_TIMEOUT", "10s", DURATION, "From the first byte of a request to the end of its header."),
     setting("BODY_TIMEOUT", "30s", DURATION, "For a whole request body."),
@@ -204,9 +240,17 @@ pub struct Config {
     pub proxy_protocol: bool,
     pub stamp: Stamps,
     pub client_ip_mask: Mask,
+    pub write_keys: WriteKeys,
+    pub write_keys_file: PathBuf,
+    #[serde(deserialize_with = "rate_or_off")]
+    pub rate_limit: Option<Rate>,
+    #[serde(deserialize_with = "rate_or_off")]
+    pub key_rate_limit: Option<Rate>,
     #[serde(deserialize_with = "auto_count")]
     pub workers: usize,
     pub max_connections: usize,
+    #[serde(deserialize_with = "count_or_off")]
+    pub max_connections_per_address: Option<usize>,
     #[serde(deserialize_with = "duration")]
     pub header_timeout: Duration,
     #[serde(deserialize_with = "duration")]
@@ -245,8 +289,8 @@ pub enum Error {
         /// What would be right.
         takes: String,
     },
-    /// The configuration file can't be read.
-    #[error("can't read the configuration file {path}: {reason}", path = path.display())]
+    /// A file that was named is not what it should be.
+    #[error("can't use the file {path}: {reason}", path = path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -303,8 +347,14 @@ impl Config {
             let setting = SETTINGS.iter().find(|setting| setting.name == name).expect("checks name settings");
             Error::Value { name, value: held(setting), takes }
         })?;
-        config.effective =
-            SETTINGS.iter().map(|setting| format!("{}={}", setting.name, held(setting))).collect::<Vec<_>>().join(" ");
+        if config.write_keys_file.as_os_str() != "none" {
+            config
+                .write_keys
+                .add_file(&config.write_keys_file)
+                .map_err(|error| Error::File { path: config.write_keys_file.clone(), reason: error.to_string() })?;
+        }
+        let shown = |setting: &Setting| format!("{}={}", setting.name, setting.shown(held(setting)));
+        config.effective = SETTINGS.iter().map(shown).collect::<Vec<_>>().join(" ");
         Ok(config)
     }
 
@@ -386,7 +436,7 @@ fn read_file(path: &Path) -> Result<Vec<(String, String)>, Error> {
 }
 
 fn wrong(setting: &Setting, value: impl Into<String>) -> Error {
-    Error::Value { name: setting.name, value: value.into(), takes: setting.takes.to_owned() }
+    Error::Value { name: setting.name, value: setting.shown(value.into()), takes: setting.takes.to_owned() }
 }
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
@@ -429,6 +479,23 @@ fn auto_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Er
     match text.parse() {
         Ok(count @ 1..=1024) => Ok(count),
         _ => Err(D::Error::custom("out of range")),
+    }
+}
+
+fn count_or_off<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "off" => Ok(None),
+        text => match text.parse() {
+            Ok(count @ 1..=1_000_000) => Ok(Some(count)),
+            _ => Err(D::Error::custom("out of range")),
+        },
+    }
+}
+
+fn rate_or_off<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Rate>, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "off" => Ok(None),
+        text => text.parse().map(Some).map_err(D::Error::custom),
     }
 }
 

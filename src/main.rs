@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use netwatch_server::config::{self, Config, LogFormat};
+use netwatch_server::http::write_keys::WriteKeys;
 use netwatch_server::store::{self, Store};
 use netwatch_server::{healthcheck, server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -77,6 +78,7 @@ fn serve() -> Done {
         .build()?;
     let shutdown = {
         let _context = runtime.enter();
+        reload_on_hangup(config.write_keys.clone())?;
         stop_signal()?
     };
     runtime.block_on(server::run(config, store, listener, shutdown))?;
@@ -103,6 +105,23 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
             std::process::exit(1);
         });
     })
+}
+
+/// Reads the write keys again with each SIGHUP. What else has changed takes a restart.
+fn reload_on_hangup(keys: WriteKeys) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match Config::from_env() {
+                Ok(config) => {
+                    let count = keys.replace_by(&config.write_keys);
+                    tracing::info!(keys = count, "the write keys are read again");
+                }
+                Err(error) => tracing::error!(%error, "can't read the write keys again; those of before hold"),
+            }
+        }
+    });
+    Ok(())
 }
 
 async fn either(term: &mut Signal, int: &mut Signal) {

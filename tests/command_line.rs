@@ -37,6 +37,9 @@ fn a_value_that_can_not_be_used_stops_the_start_with_one_line() {
         ("CORS_ALLOW_ORIGINS", "https://a.example, *", "* or a list"),
         ("DEDUP_WINDOW", "none", "off, or a duration"),
         ("FLUSH_INTERVAL", "off", "a duration"),
+        ("RATE_LIMIT", "10", "10/s"),
+        ("KEY_RATE_LIMIT", "10/s,20", "burst=100"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "0", "1 to 1000000"),
         ("WORKERS", "0", "1 to 1024"),
         ("MAX_CONNECTIONS", "0", "1 to 1000000"),
         ("KEEP_ALIVE_TIMEOUT", "1000000h", "up to a year"),
@@ -52,6 +55,26 @@ fn a_value_that_can_not_be_used_stops_the_start_with_one_line() {
         assert!(error.contains(takes), "{error}");
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn a_key_is_not_told_to_whoever_reads_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let short = "not-long-enough";
+    let (code, _, error) = run(command(dir.path()).env("WRITE_KEYS", short));
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("16 to 128") && !error.contains(short), "{error}");
+
+    let key = "long-enough-for-a-key";
+    let server = Server::start(&[("WRITE_KEYS", key)]);
+    let starting = server.wait_for_log("starting", |_| true).to_string();
+    assert!(starting.contains("WRITE_KEYS=(secret) ") && !starting.contains(key), "{starting}");
+
+    let keys = dir.path().join("keys");
+    fs::write(&keys, format!("{key}\n{short}\n")).unwrap();
+    let (code, _, error) = run(command(dir.path()).env("WRITE_KEYS_FILE", &keys));
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("keys: line 2 is not") && !error.contains(short), "{error}");
 }
 
 #[test]

@@ -271,16 +271,22 @@ impl AsyncWrite for Watched {
 
 /// Serves one connection until the client goes, it is idle or late for too long, or the server stops.
 pub(crate) async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
-    let address = if app.proxies.speak_proxy && app.proxies.trusted.contain(peer.ip().to_canonical()) {
+    let is_proxy = app.proxies.trusted.contain(peer.ip().to_canonical());
+    let mut client = (!is_proxy).then_some(peer.ip());
+    if is_proxy && app.proxies.speak_proxy {
         match timeout(app.limits.header_timeout, proxy_protocol::read(&mut stream)).await {
-            Ok(Ok(client)) => client.unwrap_or(peer.ip()),
+            Ok(Ok(address)) => client = address,
             Ok(Err(error)) => return tracing::debug!(%peer, %error, "closed the connection"),
             Err(_) => return tracing::debug!(%peer, reason = "no PROXY header came in time", "closed the connection"),
         }
-    } else {
-        peer.ip()
-    };
+    }
+    let address = client.unwrap_or(peer.ip());
     let connection = Arc::new(Connection { peer: address, activity: Activity::new(app.limits), app });
+    // A proxy's own connections may be anybody's.
+    let counted = connection.app.per_address.as_ref().zip(client).map(|(counts, client)| counts.count(client));
+    if let Some(None) = counted {
+        return tracing::debug!(%peer, reason = "the client has too many", "closed the connection");
+    }
     let Connection { app, activity, .. } = &*connection;
     let watched = Watched { stream, connection: Arc::clone(&connection) };
     let requests = Arc::clone(&connection);

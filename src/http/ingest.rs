@@ -1,6 +1,7 @@
 //! `POST /api/v1/reports`: body → reports → buffer → answer.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -54,6 +55,7 @@ impl<'a> Head<'a> {
     fn of(connection: &'a Connection, request: &Request<Incoming>) -> Result<Self, Refusal> {
         let app = &*connection.app;
         let headers = request.headers();
+        app.admission.admit(|| client(connection, headers), request)?;
         content_type::check(headers)?;
         let encoding = Encoding::of(headers)?;
         let once = match &app.repeats {
@@ -128,12 +130,18 @@ fn unpack(app: &App, packed: Received, encoding: Encoding) -> Result<Received, R
 }
 
 /// What the reports of this request are stamped with.
-fn stamps(Connection { app, peer, .. }: &Connection, headers: &HeaderMap) -> String {
+fn stamps(connection: &Connection, headers: &HeaderMap) -> String {
+    let app = &connection.app;
     let client = match app.stamps.want_client_ip() {
-        true => client::address(&app.proxies.trusted, app.proxies.header, *peer, headers),
-        false => *peer,
+        true => client(connection, headers),
+        false => connection.peer,
     };
     app.stamps.members(headers, app.client_ip_mask.apply(client))
+}
+
+/// Whose request it is.
+fn client(Connection { app, peer, .. }: &Connection, headers: &HeaderMap) -> IpAddr {
+    client::address(&app.proxies.trusted, app.proxies.header, *peer, headers)
 }
 
 fn accepted(count: usize) -> Response<Full<Bytes>> {

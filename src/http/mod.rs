@@ -1,5 +1,6 @@
 //! On the wire: routes, limits and answers.
 
+mod admission;
 pub mod client;
 mod connection;
 mod content_type;
@@ -9,10 +10,13 @@ mod gathered;
 mod health;
 mod idempotency;
 mod ingest;
+mod per_address;
 mod protocol;
 mod proxy_protocol;
+pub mod rate_limit;
 mod refusal;
 pub mod stamp;
+pub mod write_keys;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,11 +31,13 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioExecutor;
 use tokio::sync::{Notify, Semaphore};
 
+use self::admission::Admission;
 use self::client::{ForwardedHeader, Mask, Networks};
 use self::connection::Exchange;
 pub(crate) use self::connection::serve;
 pub use self::cors::{NoOrigin, Origins};
 use self::idempotency::Repeats;
+use self::per_address::PerAddress;
 use self::refusal::Refusal;
 use self::stamp::Stamps;
 use crate::buffer::Buffer;
@@ -56,6 +62,9 @@ const WINDOW_BYTES: u32 = 64 * 1024 - 1;
 pub(crate) struct App {
     buffer: Arc<Buffer>,
     limits: Limits,
+    /// None when a client may have any number of connections.
+    per_address: Option<PerAddress>,
+    admission: Admission,
     origins: Origins,
     /// None when every request is a new one.
     repeats: Option<Repeats>,
@@ -101,6 +110,8 @@ impl App {
                 body_timeout: config.body_timeout,
                 keep_alive_timeout: config.keep_alive_timeout,
             },
+            per_address: config.max_connections_per_address.map(PerAddress::new),
+            admission: Admission::new(config.write_keys.clone(), config.rate_limit, config.key_rate_limit),
             origins: config.cors_allow_origins.clone(),
             repeats: config.dedup_window.map(|window| Repeats::new(window, config.max_connections)),
             proxies: Proxies {

@@ -1,11 +1,12 @@
 //! Every way in which a request is turned away, and the one place where it becomes a status.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use bytesize::ByteSize;
 use http_body_util::Full;
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, ALLOW, HeaderValue, RETRY_AFTER};
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, ALLOW, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
@@ -33,6 +34,12 @@ pub(super) enum Refusal {
     Method { allow: &'static str },
     #[error("the origin is not one of CORS_ALLOW_ORIGINS")]
     Origin,
+    #[error("the request has no write key")]
+    KeyMissing,
+    #[error("the write key is not one of WRITE_KEYS")]
+    KeyWrong,
+    #[error("more requests than {of}")]
+    RateLimited { of: &'static str, wait: Duration },
     #[error("the idempotency key is not 1 to {MAX_KEY_BYTES} bytes long")]
     IdempotencyKey,
     /// What became of the request that this one repeats.
@@ -106,6 +113,24 @@ impl Refusal {
                 "origin-not-allowed",
                 "Origin not allowed",
                 "Pages of this origin may not send reports: add it to CORS_ALLOW_ORIGINS on the server.".to_owned(),
+            ),
+            Self::KeyMissing => (
+                StatusCode::UNAUTHORIZED,
+                "key-missing",
+                "Write key missing",
+                format!("{reason}: send it as X-Write-Key, as Authorization: Bearer, or as ?key= in the URL."),
+            ),
+            Self::KeyWrong => (
+                StatusCode::UNAUTHORIZED,
+                "key-wrong",
+                "Write key not valid",
+                "The server does not know this write key, or not any more.".to_owned(),
+            ),
+            Self::RateLimited { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate-limited",
+                "Too many requests",
+                format!("{reason}. Nothing of this request was kept: send it again after Retry-After seconds."),
             ),
             Self::IdempotencyKey => (
                 BAD,
@@ -224,15 +249,16 @@ impl Refusal {
         let body = serde_json::to_vec(&problem).expect("strings and a number are JSON");
         let mut response = json(status, "application/problem+json", body);
         let header = match self {
-            Self::Method { allow } => Some((ALLOW, *allow)),
-            Self::ContentType { .. } | Self::FormData => Some((ACCEPT, ACCEPT_TYPES)),
-            Self::ContentEncoding => Some((ACCEPT_ENCODING, ACCEPTED)),
-            _ if status == UNAVAILABLE => Some((RETRY_AFTER, RETRY_AFTER_SECONDS)),
+            Self::Method { allow } => Some((ALLOW, HeaderValue::from_static(allow))),
+            Self::KeyMissing | Self::KeyWrong => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            // Rounded up: a client that waits as long finds a token.
+            Self::RateLimited { wait, .. } => Some((RETRY_AFTER, (wait.as_secs() + 1).into())),
+            Self::ContentType { .. } | Self::FormData => Some((ACCEPT, HeaderValue::from_static(ACCEPT_TYPES))),
+            Self::ContentEncoding => Some((ACCEPT_ENCODING, HeaderValue::from_static(ACCEPTED))),
+            _ if status == UNAVAILABLE => Some((RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS))),
             _ => None,
         };
-        if let Some((name, value)) = header {
-            response.headers_mut().insert(name, HeaderValue::from_static(value));
-        }
+        response.headers_mut().extend(header);
         response
     }
 }
