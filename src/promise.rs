@@ -12,6 +12,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -184,15 +185,21 @@ impl<'a> Life<'a> {
             Step::Post { requests, pad } => self.post(requests, pad),
             Step::Abandon => {
                 if let Some((_, ticket)) = self.append(0) {
-                    let _context = self.runtime.enter();
-                    let mut kept = std::pin::pin!(ticket.kept());
-                    // The second time it is past its yield, and leads if it may.
-                    let mut context = Context::from_waker(Waker::noop());
-                    if kept.as_mut().poll(&mut context).is_pending() {
-                        let _dropped = kept.as_mut().poll(&mut context);
+                    let holders = Arc::strong_count(&ticket.batch);
+                    {
+                        let _context = self.runtime.enter();
+                        let mut kept = std::pin::pin!(ticket.kept());
+                        // The second time it is past its yield, and leads if it may.
+                        let mut context = Context::from_waker(Waker::noop());
+                        if kept.as_mut().poll(&mut context).is_pending() {
+                            let _dropped = kept.as_mut().poll(&mut context);
+                        }
+                    }
+                    // The sync that it may have left behind ends first: the same steps make the same calls each time.
+                    while Arc::strong_count(&ticket.batch) > holders {
+                        thread::yield_now();
                     }
                 }
-                // Waits for the sync that it may have left behind.
                 self.post(1, 0);
             }
             Step::Rotate => drop(self.buffer.rotate_if_due(Duration::ZERO)),
