@@ -27,6 +27,7 @@ use crate::store::recover::recover;
 use crate::store::script::{Crashed, Fault, Script};
 use crate::store::verify::verify;
 use crate::store::{Compression, Disk, Store};
+use crate::upkeep::Upkeep;
 
 const COMPRESSION: Compression = Compression { level: 1, threads: 1 };
 const SHAPE: Shape = Shape { batches: 3, shards: 2, segment_bytes: 160 };
@@ -154,8 +155,8 @@ impl Place {
 
 /// A server: what `server::run` wires up, without the threads.
 struct Life<'a> {
-    store: Arc<Store>,
     flusher: Flusher,
+    upkeep: Upkeep,
     buffer: Arc<Buffer>,
     told: &'a RefCell<Told>,
     runtime: tokio::runtime::Runtime,
@@ -176,8 +177,9 @@ impl<'a> Life<'a> {
             compression: COMPRESSION,
             interval: Duration::from_secs(60),
         };
+        let upkeep = Upkeep { buffer: Arc::clone(&buffer), store, min_free_bytes: 0, compression: COMPRESSION };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        Some(Self { store, flusher, buffer, told, runtime })
+        Some(Self { flusher, upkeep, buffer, told, runtime })
     }
 
     fn step(&self, step: Step) {
@@ -204,7 +206,7 @@ impl<'a> Life<'a> {
             }
             Step::Rotate => drop(self.buffer.rotate_if_due(Duration::ZERO)),
             Step::Flush => drop(self.buffer.next_sealed().map(|batch| self.flusher.flush(&batch))),
-            Step::Recover => drop(self.recover()),
+            Step::Recover => drop(self.upkeep.recover_once(&mut Default::default())),
         }
         // An error is logged, and it is tried again.
         drop(self.buffer.prepare_journals());
@@ -246,11 +248,6 @@ impl<'a> Life<'a> {
         });
     }
 
-    fn recover(&self) -> bool {
-        drop(recover(&self.store, COMPRESSION, &mut Default::default()));
-        self.buffer.forget_recovered()
-    }
-
     /// Whatever has failed before, and may fail a few times more, reports are kept again.
     fn assert_works(&self, story: &dyn std::fmt::Debug) {
         let before = self.told.borrow().acknowledged.len();
@@ -265,10 +262,11 @@ impl<'a> Life<'a> {
 
     fn stop(self) {
         self.buffer.close();
-        while self.recover() {}
-        while !self.buffer.is_drained() {
-            self.flusher.flush(&self.buffer.next_sealed().expect("nothing else is held"));
-        }
+        self.upkeep.recover_spilled_after(|| {
+            while !self.buffer.is_drained() {
+                self.flusher.flush(&self.buffer.next_sealed().expect("nothing else is held"));
+            }
+        });
         self.buffer.discard_journals();
     }
 }

@@ -28,7 +28,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 const RECOVER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Pause after a recovery that left something spilled, or when no journal could be made.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 1000 });
 
 /// The upkeep of one server.
 #[derive(Debug, Clone)]
@@ -60,12 +60,16 @@ impl Upkeep {
         Ok(keeper)
     }
 
-    /// Recovers all that has been spilled, however often that has to be tried.
-    pub fn recover_spilled(&self) {
+    /// Recovers all that has been spilled once `flush` has drained the closed buffer, however often that has to be
+    /// tried. In this order: a request that is late may spill a batch after the close, but it holds another one
+    /// meanwhile, so the buffer is not drained before.
+    pub fn recover_spilled_after<T>(&self, flush: impl FnOnce() -> T) -> T {
+        let flushed = flush();
         let mut foreign = HashSet::new();
         while self.recover_once(&mut foreign) {
             thread::sleep(RETRY);
         }
+        flushed
     }
 
     fn keep(&self) {
@@ -110,7 +114,7 @@ impl Upkeep {
     }
 
     /// Recovers what it can; says whether something that was spilled is left.
-    fn recover_once(&self, foreign: &mut HashSet<PathBuf>) -> bool {
+    pub(crate) fn recover_once(&self, foreign: &mut HashSet<PathBuf>) -> bool {
         if let Err(error) = recover(&self.store, self.compression, foreign) {
             tracing::error!(%error, "can't look for journals to recover");
         }

@@ -463,6 +463,42 @@ mod tests {
         assert!(recovered.journals >= 4, "{recovered:?}");
     }
 
+    #[tokio::test]
+    async fn what_a_late_request_spills_after_the_close_is_in_a_report_file_when_the_server_has_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(crate::store::Store::open(dir.path()).unwrap());
+        let shape = Shape { batches: 2, shards: 1, segment_bytes: 3 };
+        let journals = store.journals(3).unwrap();
+        let buffer = Arc::new(Buffer::new(shape, Ack::Journal, Some(journals), 3));
+        let report = Reports::check(b"{}").unwrap();
+        for _ in 0..2 {
+            buffer.append(&report).unwrap().kept().await.unwrap();
+        }
+        let compression = crate::store::Compression { level: 1, threads: 1 };
+        let flusher = crate::flush::Flusher {
+            buffer: Arc::clone(&buffer),
+            store: Arc::clone(&store),
+            compression,
+            interval: Duration::ZERO,
+        };
+        let upkeep = crate::upkeep::Upkeep { buffer: Arc::clone(&buffer), store, min_free_bytes: 0, compression };
+
+        // It has found this batch full, and no memory for another one; that is as far as it gets before the close.
+        let full = buffer.active.load_full();
+        assert!(!buffer.pool.has_memory());
+        buffer.close();
+        upkeep.recover_spilled_after(|| {
+            assert!(buffer.spill());
+            flusher.flush(&buffer.next_sealed().unwrap());
+            assert!(!buffer.is_drained(), "it holds the batch that was full");
+            drop(full);
+            assert!(buffer.is_drained());
+        });
+        buffer.discard_journals();
+        assert_eq!(fs::read_dir(dir.path().join("journal")).unwrap().count(), 0, "no journal is left");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "two report files beside that directory");
+    }
+
     /// Many tasks append and wait, and one in three may go away at any moment. All others are told that their reports
     /// are kept, and whatever anybody was told so is in its batch and in the journals.
     async fn crowd(ack: Ack) {
