@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -75,14 +76,21 @@ impl Upkeep {
     fn keep(&self) {
         be_nice();
         while !self.buffer.is_drained() {
-            self.watch_disk();
-            if let Err(error) = self.buffer.prepare_journals() {
-                tracing::error!(%error, "can't make a journal; without one there will be no room");
-                // Not parked: each request that finds no room would have it tried again.
-                thread::sleep(RETRY);
-                continue;
+            // A panic is an error like any other here: without this thread there would soon be no room, for good.
+            let prepared = panic::catch_unwind(AssertUnwindSafe(|| {
+                self.watch_disk();
+                self.buffer.prepare_journals()
+            }));
+            match prepared {
+                Ok(Ok(())) => thread::park_timeout(LOOK_INTERVAL),
+                failed => {
+                    if let Ok(Err(error)) = failed {
+                        tracing::error!(%error, "can't make a journal; without one there will be no room");
+                    }
+                    // Not parked: each request that finds no room would have it tried again.
+                    thread::sleep(RETRY);
+                }
             }
-            thread::park_timeout(LOOK_INTERVAL);
         }
         self.buffer.discard_journals();
     }
@@ -108,7 +116,9 @@ impl Upkeep {
         be_nice();
         let mut foreign = HashSet::new();
         while !self.buffer.is_drained() {
-            let left = self.recover_once(&mut foreign);
+            // As in `keep`: what is spilled would stay so.
+            let recovered = panic::catch_unwind(AssertUnwindSafe(|| self.recover_once(&mut foreign)));
+            let left = recovered.unwrap_or_else(|_| self.buffer.forget_recovered());
             parker.park_timeout(if left { RETRY } else { RECOVER_INTERVAL });
         }
     }
@@ -126,5 +136,75 @@ impl Upkeep {
 pub(crate) fn be_nice() {
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         tracing::warn!(%error, "files are written at normal priority");
+    }
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::buffer::{Ack, Shape};
+    use crate::report::Reports;
+    use crate::store::Disk;
+    use crate::store::script::{Fault, Script};
+
+    /// Of a server with batches of one report each. After its start, the next calls to the disk panic.
+    fn upkeep(root: &Path) -> Upkeep {
+        let start = |root: &Path, faults| {
+            let script = Script::new(root, faults);
+            let store = Arc::new(Store::open_on(Disk::scripted(&script), &root.join("data")).unwrap());
+            let shape = Shape { batches: 30, shards: 1, segment_bytes: 3 };
+            let journals = store.journals(3).unwrap();
+            let buffer = Arc::new(Buffer::new(shape, Ack::Journal, Some(journals), 0));
+            let compression = Compression { level: 1, threads: 1 };
+            (script.calls().len(), Upkeep { buffer, store, min_free_bytes: 0, compression })
+        };
+        let (calls, _) = start(tempfile::tempdir().unwrap().path(), vec![]);
+        start(root, vec![(calls..calls + 3, Fault::Panics)]).1
+    }
+
+    fn end(upkeep: &Upkeep) {
+        upkeep.buffer.close();
+        while upkeep.buffer.next_sealed().is_some() {}
+        assert!(upkeep.buffer.is_drained());
+    }
+
+    #[test]
+    fn a_panic_while_a_journal_is_made_is_not_the_end_of_all_journals() {
+        let root = tempfile::tempdir().unwrap();
+        let upkeep = upkeep(root.path());
+        let report = Reports::check(b"{}").unwrap();
+        while upkeep.buffer.append(&report).is_ok() {}
+        thread::scope(|scope| {
+            let keeper = scope.spawn(|| upkeep.keep());
+            while !upkeep.buffer.has_room() {
+                assert!(!keeper.is_finished());
+                thread::yield_now();
+            }
+            end(&upkeep);
+            keeper.thread().unpark();
+        });
+    }
+
+    #[test]
+    fn a_panic_in_a_recovery_is_not_the_end_of_all_recoveries() {
+        let root = tempfile::tempdir().unwrap();
+        let upkeep = upkeep(root.path());
+        let stem = "reports-20261122T150512.123456789Z-5f3a9c01";
+        fs::write(root.path().join(format!("data/journal/{stem}.jsonl")), "{}\n").unwrap();
+        let parker = Parker::new();
+        let (recover, unparker) = (upkeep.clone(), parker.unparker().clone());
+        thread::scope(|scope| {
+            let recoverer = scope.spawn(move || recover.recover(&parker));
+            while !root.path().join(format!("data/{stem}.jsonl.zst")).exists() {
+                assert!(!recoverer.is_finished());
+                unparker.unpark();
+                thread::yield_now();
+            }
+            end(&upkeep);
+            unparker.unpark();
+        });
     }
 }

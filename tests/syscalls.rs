@@ -317,6 +317,21 @@ fn a_stop_needs_no_thread_that_is_not_there() {
     }
 }
 
+#[test]
+#[ignore = "needs strace: make faults"]
+fn a_recovery_needs_no_thread_that_is_not_there() {
+    let server = Server::start(&[("ZSTD_THREADS", "4")]);
+    server.post("{}").assert_ok();
+    let faults = Faults::begin(&server, None, &["clone3,clone:error=EAGAIN"]);
+    for n in 1..4 {
+        let journal = format!("journal/reports-20261122T150512.12345678{n}Z-5f3a9c01.jsonl");
+        fs::write(server.data_dir.join(journal), "{}\n").unwrap();
+    }
+    wait_until("all are recovered", || (server.stored().len() == 3).then_some(()));
+    assert!(faults.end().contains("(INJECTED)"));
+    assert_eq!(server.stop().len(), 4);
+}
+
 /// All that the flush thread does on disk, and all that a recovery does.
 const CALLS: [&str; 10] =
     ["openat", "flock", "write", "utimensat", "fsync", "linkat", "unlink", "close", "mkdir", "getdents64"];

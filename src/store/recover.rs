@@ -78,7 +78,9 @@ pub fn recover(store: &Store, compression: Compression, foreign: &mut HashSet<Pa
             .fold(Recovered::default(), Recovered::and)
     };
     Ok(thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        // Without threads, this one does all of it.
+        let others = (1..threads).map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok());
+        let others: Vec<_> = others.collect();
         let done = work();
         let others = others.into_iter().map(|other| other.join().unwrap_or_else(|panic| panic::resume_unwind(panic)));
         others.fold(done, Recovered::and)

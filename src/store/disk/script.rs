@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     Denies(Errno),
     /// A write takes half of what it is given.
     Short,
+    /// It finds a mistake of ours, and does nothing.
+    Panics,
     /// The process ends before it. What comes after finds it dead, too.
     Crash,
 }
@@ -43,6 +45,8 @@ impl Fault {
             Self::Fails(Errno::INTR) => ["allocate", "write"].contains(&call),
             Self::Denies(_) => ["create dir", "link", "remove"].contains(&call),
             Self::Short => call == "write",
+            // A file is removed when its owner is dropped, maybe by a panic already.
+            Self::Panics => call != "remove",
             Self::Fails(_) | Self::Crash => true,
         }
     }
@@ -116,6 +120,10 @@ impl Script {
                 return Err(Errno::IO.into());
             }
             panic::resume_unwind(Box::new(Crashed));
+        }
+        if fault == Some(Fault::Panics) {
+            drop(state);
+            panic!("at {call:?}, as the script has it");
         }
         if let Some(Fault::Fails(errno)) = fault {
             state.world.note_failure(&call);
