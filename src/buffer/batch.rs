@@ -139,6 +139,8 @@ impl Batch {
     /// When the first and the last report came, on the system's clock; `None` while there is none.
     pub fn times(&self) -> Option<(SystemTime, SystemTime)> {
         let (first_ns, last_ns) = self.times_ns()?;
+        // Not from one look at the system's clock at the start: it may be set right only after that, and the names are
+        // to tell the time as the stamps do. The price is that a clock that is set back swaps two names.
         let (now, now_ns) = (SystemTime::now(), self.pool.now_ns());
         let at = |ns| now - Duration::from_nanos(now_ns.saturating_sub(ns));
         Some((at(first_ns), at(last_ns)))
