@@ -2,7 +2,7 @@
 
 LOOM_TARGET ?= $(or $(CARGO_TARGET_DIR),target)/loom
 
-.PHONY: run build check fmt clippy test crash faults browser loom asan doc bench loadtest docker
+.PHONY: run build check fmt clippy test crash faults balancers browser loom asan doc bench loadtest docker
 
 run: ## Build, and serve on :8080 with files in ./data/reports
 	cargo run --release
@@ -32,6 +32,10 @@ browser: build
 # System calls that fail, or at which the server is killed. Needs strace.
 faults:
 	cargo test --test syscalls -- --ignored
+
+# Two collectors behind HAProxy and nginx, as deploy/ sets them up. Needs both; BALANCER_ROUNDS is how many restarts.
+balancers:
+	PATH="$$PATH:/usr/sbin" cargo test --test balancers -- --ignored
 
 # The lock-free protocol and the hand-over of the group commit under every interleaving, with a bound on preemptions
 # where there are too many (LOOM_MAX_PREEMPTIONS). The flag reaches all crates, so they are built apart.

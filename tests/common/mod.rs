@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod balancer;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -93,10 +95,7 @@ impl Server {
     }
 
     pub(crate) fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Client { stream: BufReader::new(stream) }
+        Client::try_connect(self.address).unwrap()
     }
 
     /// Posts one body over a connection of its own.
@@ -241,6 +240,16 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    pub(crate) fn try_connect(address: SocketAddr) -> io::Result<Self> {
+        Self::from_stream(TcpStream::connect(address)?)
+    }
+
+    pub(crate) fn from_stream(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.get_mut().write_all(bytes.as_ref()).unwrap();
     }
@@ -282,6 +291,20 @@ impl Client {
 
     /// Reads one answer: `UnexpectedEof` when the connection is closed instead.
     pub(crate) fn try_answer(&mut self) -> io::Result<Answer> {
+        let answer = self.try_any_answer()?;
+        let headers = &answer.headers;
+        // On all of them, but for what hyper answers by itself.
+        let by_hyper = answer.status == 100 || (headers.get("content-length").is_some_and(|length| length == "0"));
+        assert!(
+            by_hyper || headers.get("x-content-type-options").is_some_and(|value| value == "nosniff"),
+            "{headers:?}"
+        );
+        assert!(!headers.contains_key("server"), "{headers:?}");
+        Ok(answer)
+    }
+
+    /// The same, whoever answers.
+    pub(crate) fn try_any_answer(&mut self) -> io::Result<Answer> {
         let mut line = || {
             let mut line = String::new();
             match self.stream.read_line(&mut line)? {
@@ -289,7 +312,9 @@ impl Client {
                 _ => Ok(line.trim_end().to_owned()),
             }
         };
-        let status = line()?.split(' ').nth(1).unwrap().parse().unwrap();
+        // nginx answers a request of HTTP/0.9 without a status.
+        let status = line()?.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.ok_or(io::ErrorKind::InvalidData)?;
         let mut headers = HashMap::new();
         loop {
             let line = line()?;
@@ -298,17 +323,15 @@ impl Client {
             *all += if all.is_empty() { "" } else { ", " };
             *all += value.trim();
         }
-        // On all of them, but for what hyper answers by itself.
-        let by_hyper = status == 100 || (headers.get("content-length").is_some_and(|length| length == "0"));
-        assert!(
-            by_hyper || headers.get("x-content-type-options").is_some_and(|value| value == "nosniff"),
-            "{headers:?}"
-        );
-        assert!(!headers.contains_key("server"), "{headers:?}");
         let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body)?;
         Ok(Answer { status, headers, body: String::from_utf8(body).unwrap() })
+    }
+
+    pub(crate) fn ask_any(&mut self, request: impl AsRef<[u8]>) -> Answer {
+        self.send(request);
+        self.try_any_answer().unwrap()
     }
 
     /// Waits until the server closes the connection; what it sends before that is an error.
