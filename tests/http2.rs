@@ -104,7 +104,6 @@ fn many_requests_on_one_connection_are_kept_side_by_side() {
     });
     assert_eq!(answers, [200; 500]);
     let mut stored = server.stop();
-    stored.sort_by_key(|line| line.len());
     assert_eq!(stored.len(), 500);
     stored.sort();
     stored.dedup();
@@ -126,7 +125,9 @@ fn a_long_body_is_taken_and_one_that_is_too_long_leaves_the_connection_as_it_was
         assert_eq!(client.ask(announced, &vec![b' '; 1_000_000]).0, 413);
     }
     assert_eq!(client.ask(post(), b"{}").0, 200);
-    assert_eq!(server.stop(), [long, "{}".to_owned()]);
+    let mut stored = server.stop();
+    stored.sort();
+    assert_eq!(stored, [long, "{}".to_owned()]);
 }
 
 #[test]
@@ -165,7 +166,9 @@ fn what_a_stop_finds_open_is_finished() {
     });
     assert_eq!(status, 200);
     assert!(server.wait().success());
-    assert_eq!(server.stored(), ["{}", "{\"open\":1}"]);
+    let mut stored = server.stored();
+    stored.sort();
+    assert_eq!(stored, ["{\"open\":1}", "{}"]);
 }
 
 /// A client that writes what it likes, frame by frame (RFC 9113, 4.1).
