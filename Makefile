@@ -35,7 +35,7 @@ faults:
 
 # Two collectors behind HAProxy and nginx, as deploy/ sets them up. Needs both; BALANCER_ROUNDS is how many restarts.
 balancers:
-	PATH="$$PATH:/usr/sbin" cargo test --test balancers -- --ignored
+	PATH="$$PATH:/usr/sbin" cargo test --test balancers --test smuggling -- --ignored
 
 # The lock-free protocol and the hand-over of the group commit under every interleaving, with a bound on preemptions
 # where there are too many (LOOM_MAX_PREEMPTIONS). The flag reaches all crates, so they are built apart.
