@@ -1,8 +1,10 @@
 # `make check` is what has to pass before a change goes in.
 
 LOOM_TARGET ?= $(or $(CARGO_TARGET_DIR),target)/loom
+NIGHTLY_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: run build check fmt clippy test crash faults balancers browser loom asan doc bench loadtest docker
+.PHONY: run build check fmt clippy test crash faults balancers browser loom asan tsan miri doc bench loadtest docker
 
 run: ## Build, and serve on :8080 with files in ./data/reports
 	cargo run --release
@@ -42,10 +44,23 @@ balancers:
 loom:
 	CARGO_PROFILE_RELEASE_LTO=off RUSTFLAGS="--cfg netwatch_loom" cargo test --release --lib --target-dir $(LOOM_TARGET) model
 
-# The buffer's unsafe code under AddressSanitizer, with a nightly toolchain: it finds bytes out of bounds and memory used
-# after its end, no races. The standard library is not instrumented.
+# The buffer's unsafe code as its tests run it, in three ways that each see something else. They take a nightly toolchain
+# with `rustup component add --toolchain nightly rust-src miri`.
+#
+# AddressSanitizer: bytes out of bounds, and memory used after its end. The standard library is not instrumented.
 asan:
-	RUSTFLAGS="-Zsanitizer=address" cargo +nightly test --lib --target $(shell rustc -vV | sed -n 's/^host: //p') buffer
+	RUSTFLAGS="-Zsanitizer=address" cargo +nightly test --lib --target $(HOST) --target-dir $(NIGHTLY_TARGET)/asan buffer
+
+# ThreadSanitizer: accesses to the same bytes that nothing orders, in what the threads happened to do this time. The
+# standard library is built along: the one that comes is not instrumented, which gives false alarms.
+tsan:
+	RUSTFLAGS="-Zsanitizer=thread" cargo +nightly test -Zbuild-std --lib --target $(HOST) \
+		--target-dir $(NIGHTLY_TARGET)/tsan buffer
+
+# Miri: both of that, and pointers and bytes that are not valid in any other way. It is slow, so it gets a little of each
+# test, and none that need files.
+miri:
+	MIRIFLAGS="-Zmiri-disable-isolation" cargo +nightly miri test --lib --target-dir $(NIGHTLY_TARGET)/miri buffer
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items

@@ -155,4 +155,27 @@ mod tests {
         }
         assert_eq!(next, [lines; 4]);
     }
+
+    #[test]
+    fn whoever_reads_while_others_append_sees_whole_lines() {
+        let lines = if cfg!(miri) { 20 } else { 50_000 };
+        let segment = Segment::new(2 * lines * 3);
+        let read = || {
+            let read = segment.lines().unwrap_or_default();
+            // From the newest on: the oldest are whole by the time that they are looked at.
+            assert!(read.rchunks(3).all(|line| line == b"11\n" || line == b"22\n"));
+            read.len()
+        };
+        std::thread::scope(|scope| {
+            let writers = [b"11", b"22"].map(|line| {
+                let segment = &segment;
+                scope.spawn(move || (0..lines).for_each(|_| assert!(segment.append(line, 1).is_some())))
+            });
+            while !writers.iter().all(|writer| writer.is_finished()) {
+                read();
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(read(), segment.capacity());
+    }
 }
