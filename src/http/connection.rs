@@ -270,7 +270,7 @@ impl AsyncWrite for Watched {
 }
 
 /// Serves one connection until the client goes, it is idle or late for too long, or the server stops.
-pub(crate) async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
+pub async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
     let is_proxy = app.proxies.trusted.contain(peer.ip().to_canonical());
     let mut client = (!is_proxy).then_some(peer.ip());
     if is_proxy && app.proxies.speak_proxy {

@@ -34,7 +34,7 @@ use tokio::sync::{Notify, Semaphore};
 use self::admission::Admission;
 use self::client::{ForwardedHeader, Mask, Networks};
 use self::connection::Exchange;
-pub(crate) use self::connection::serve;
+pub use self::connection::serve;
 pub use self::cors::{NoOrigin, Origins};
 use self::idempotency::Repeats;
 use self::per_address::PerAddress;
@@ -59,7 +59,7 @@ const WINDOW_BYTES: u32 = 64 * 1024 - 1;
 
 /// What every connection shares.
 #[derive(Debug)]
-pub(crate) struct App {
+pub struct App {
     buffer: Arc<Buffer>,
     limits: Limits,
     /// None when a client may have any number of connections.
@@ -101,7 +101,9 @@ struct Proxies {
 }
 
 impl App {
-    pub(crate) fn new(config: &Config, buffer: Arc<Buffer>) -> Self {
+    /// As `config` says; reports go to `buffer`.
+    #[must_use]
+    pub fn new(config: &Config, buffer: Arc<Buffer>) -> Self {
         Self {
             buffer,
             limits: Limits {
