@@ -159,8 +159,13 @@ impl App {
 #[must_use]
 pub fn http1_builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    // Time-outs are the watch of `connection`, which needs no timer for each request.
-    builder.header_read_timeout(None).max_header_size(MAX_HEADER_BYTES).max_buf_size(MAX_READ_BYTES);
+    builder
+        // Time-outs are the watch of `connection`, which needs no timer for each request.
+        .header_read_timeout(None)
+        // A client that has closed its side still waits for the answer.
+        .half_close(true)
+        .max_header_size(MAX_HEADER_BYTES)
+        .max_buf_size(MAX_READ_BYTES);
     builder
 }
 
