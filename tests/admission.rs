@@ -3,9 +3,11 @@
 mod common;
 
 use std::fs;
+use std::net::SocketAddr;
 
 use common::{Client, Server, wait_until};
 use rustix::process::Signal;
+use socket2::{Domain, Socket, Type};
 
 const KEY: &str = "0123456789abcdef";
 const OTHER: &str = "fedcba9876543210";
@@ -162,6 +164,20 @@ fn a_client_may_have_so_many_connections_and_a_proxy_any_number() {
     let server = Server::start(&[("MAX_CONNECTIONS_PER_ADDRESS", "3"), BEHIND_PROXY]);
     let mut open: Vec<_> = (0..10).map(|_| server.connect()).collect();
     open.iter_mut().for_each(|client| client.post("{}").assert_ok());
+}
+
+#[test]
+fn clients_of_ipv4_are_told_apart_on_the_socket_for_both() {
+    let server = Server::start(&[("HOST", "::"), ("MAX_CONNECTIONS_PER_ADDRESS", "1")]);
+    let connect = |from: [u8; 4]| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+        socket.connect(&SocketAddr::from(([127, 0, 0, 1], server.address.port())).into()).unwrap();
+        Client::from_stream(socket.into()).unwrap()
+    };
+    let mut open = [connect([127, 0, 0, 2]), connect([127, 0, 0, 3])];
+    open.iter_mut().for_each(|client| client.post("{}").assert_ok());
+    connect([127, 0, 0, 2]).assert_closed();
 }
 
 #[test]

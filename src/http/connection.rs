@@ -55,17 +55,17 @@ struct Activity {
 }
 
 /// Nothing has come yet.
-const FRESH: u8 = 5;
+const FRESH: u8 = 0;
 /// Between two requests.
-const IDLE: u8 = 0;
+const IDLE: u8 = 1;
 /// Some of a header has come.
-const HEADER: u8 = 1;
+const HEADER: u8 = 2;
 /// The body is being read.
-const BODY: u8 = 2;
+const BODY: u8 = 3;
 /// The body did not come in time.
-const LATE: u8 = 3;
+const LATE: u8 = 4;
 /// The request is being answered; that has bounds of its own.
-const ANSWER: u8 = 4;
+const ANSWER: u8 = 5;
 /// HTTP/2: requests come side by side.
 const STREAMS: u8 = 6;
 /// HTTP/2: the client was told that the connection ends.
@@ -271,17 +271,18 @@ impl AsyncWrite for Watched {
 
 /// Serves one connection until the client goes, it is idle or late for too long, or the server stops.
 pub async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
-    let is_proxy = app.proxies.trusted.contain(peer.ip().to_canonical());
-    let mut client = (!is_proxy).then_some(peer.ip());
+    // With one socket for IPv6 and IPv4, the addresses of IPv4 come as those of IPv6.
+    let peer_ip = peer.ip().to_canonical();
+    let is_proxy = app.proxies.trusted.contain(peer_ip);
+    let mut client = (!is_proxy).then_some(peer_ip);
     if is_proxy && app.proxies.speak_proxy {
         match timeout(app.limits.header_timeout, proxy_protocol::read(&mut stream)).await {
-            Ok(Ok(address)) => client = address,
+            Ok(Ok(address)) => client = address.map(|address| address.to_canonical()),
             Ok(Err(error)) => return tracing::debug!(%peer, %error, "closed the connection"),
             Err(_) => return tracing::debug!(%peer, reason = "no PROXY header came in time", "closed the connection"),
         }
     }
-    let address = client.unwrap_or(peer.ip());
-    let connection = Arc::new(Connection { peer: address, activity: Activity::new(app.limits), app });
+    let connection = Arc::new(Connection { peer: client.unwrap_or(peer_ip), activity: Activity::new(app.limits), app });
     // A proxy's own connections may be anybody's.
     let counted = connection.app.per_address.as_ref().zip(client).map(|(counts, client)| counts.count(client));
     if let Some(None) = counted {
