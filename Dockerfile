@@ -11,6 +11,7 @@ RUN mkdir -p src benches \
  && for bench in append flush recover report versus_hyper; do echo 'fn main() {}' > benches/$bench.rs; done \
  && cargo build --release --locked \
  && rm -rf src target/release/.fingerprint/netwatch-server-*
+COPY openapi.yaml ./
 COPY src src
 RUN cargo build --release --locked \
  && install -d -m 0750 /image/data \

@@ -10,6 +10,7 @@ mod gathered;
 mod health;
 mod idempotency;
 mod ingest;
+mod openapi;
 mod per_address;
 mod protocol;
 mod proxy_protocol;
@@ -198,6 +199,7 @@ async fn answer(mut exchange: Exchange<'_>, request: Request<Incoming>) -> Respo
         "/readyz" | "/.well-known/healthcheck.json" | "/.well-known/healthcheck" => {
             only_get(&request).map(|()| health::ready(&exchange.connection.app))
         }
+        "/openapi.yaml" => only_get(&request).map(|()| openapi::document()),
         _ => Err(Refusal::NotFound),
     };
     answered.unwrap_or_else(|refusal| refusal.to_response())
