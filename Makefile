@@ -4,7 +4,7 @@ LOOM_TARGET ?= $(or $(CARGO_TARGET_DIR),target)/loom
 NIGHTLY_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: run build check fmt clippy test crash faults balancers browser loom asan tsan miri doc bench loadtest docker
+.PHONY: run build check fmt clippy test crash faults balancers browser contract loom asan tsan miri doc bench loadtest docker
 
 run: ## Build, and serve on :8080 with files in ./data/reports
 	cargo run --release
@@ -30,6 +30,11 @@ crash:
 # Pages in a real browser. It takes Chromium, Node.js 20 or newer and zstd.
 browser: build
 	cd tests/browser && npm ci && NETWATCH_SERVER=$(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server node --test
+
+# Answers as openapi.yaml has them, whatever is sent. It takes Python 3.10 or newer, with pip, for Schemathesis;
+# CONTRACT_SEED and CONTRACT_EXAMPLES say what is sent, and how much.
+contract: build
+	NETWATCH_SERVER=$(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server tests/contract/run.sh
 
 # System calls that fail, or at which the server is killed. Needs strace.
 faults:
