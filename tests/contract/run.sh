@@ -29,7 +29,8 @@ fi
 dir=$(mktemp -d "${TMPDIR:-/tmp}/netwatch-contract.XXXXXX")
 pid=
 finish() {
-  [[ -z $pid ]] || kill "$pid" 2>/dev/null || true
+  # By force, and before its directory goes: a server that can't write what it holds tries for ever.
+  [[ -z $pid ]] || { kill -KILL "$pid" && wait "$pid"; } 2>/dev/null || true
   if [[ -n ${KEEP:-} ]]; then echo "kept: $dir" >&2; else rm -rf "$dir"; fi
 }
 trap finish EXIT
@@ -45,7 +46,7 @@ die() {
 # contract NAME "STATUS …" "SETTING=value …" [options]: one server with these settings, which has to give each of these
 # statuses at least once, or the run has shown nothing.
 contract() {
-  local name=$1 wanted=$2 settings=$3 address='' accepted stored status
+  local name=$1 wanted=$2 settings=$3 address='' accepted stored status statuses
   shift 3
   printf '\n%s: %s\n' "$name" "${settings:-defaults}"
   rm -f "$dir/log" "$dir/answers"
@@ -80,9 +81,9 @@ contract() {
   accepted=$(awk '{ sum += $4 } END { print sum + 0 }' "$dir/answers")
   stored=$(sed -n 's/.*: sound, \([0-9]*\) reports$/\1/p' "$dir/verdicts" | awk '{ sum += $1 } END { print sum + 0 }')
   [[ $accepted == "$stored" ]] || die "$name: $accepted reports were accepted, and $stored are in the files"
-  printf '%s: %d answers (%s), %d reports accepted, and all of them are in the files\n' "$name" \
-    "$(wc -l <"$dir/answers")" \
-    "$(cut -d ' ' -f 3 "$dir/answers" | sort | uniq -c | awk '{ printf "%s%s × %s", sep, $1, $2; sep = ", " }')" "$accepted"
+  statuses=$(cut -d ' ' -f 3 "$dir/answers" | sort | uniq -c | awk '{ printf "%s%s × %s", sep, $1, $2; sep = ", " }')
+  printf '%s: %d answers (%s), %d reports accepted, and all of them are in the files\n' \
+    "$name" "$(wc -l <"$dir/answers")" "$statuses" "$accepted"
 }
 
 contract open '200 204 400 405 415' '' "$@"
