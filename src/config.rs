@@ -347,7 +347,7 @@ impl Config {
             let setting = SETTINGS.iter().find(|setting| setting.name == name).expect("checks name settings");
             Error::Value { name, value: held(setting), takes }
         })?;
-        if config.write_keys_file.as_os_str() != "none" {
+        if !config.has_no_key_file() {
             config
                 .write_keys
                 .add_file(&config.write_keys_file)
@@ -356,6 +356,10 @@ impl Config {
         let shown = |setting: &Setting| format!("{}={}", setting.name, setting.shown(held(setting)));
         config.effective = SETTINGS.iter().map(shown).collect::<Vec<_>>().join(" ");
         Ok(config)
+    }
+
+    fn has_no_key_file(&self) -> bool {
+        self.write_keys_file.as_os_str() == "none"
     }
 
     /// What one value alone does not show: ranges, and how values go together. Returns the variable and what would be
@@ -384,6 +388,11 @@ impl Config {
                 // A long compressed body, and what it unpacks to.
                 self.inflight_bytes >= least_inflight,
                 format!("at least twice MAX_BODY_BYTES, which is {}", size(self.max_body_bytes)),
+            ),
+            (
+                "KEY_RATE_LIMIT",
+                self.key_rate_limit.is_none() || !self.write_keys.is_empty() || !self.has_no_key_file(),
+                "off, as long as WRITE_KEYS and WRITE_KEYS_FILE are none".to_owned(),
             ),
             (
                 "PROXY_PROTOCOL",
@@ -431,8 +440,23 @@ pub fn help() -> String {
 }
 
 fn read_file(path: &Path) -> Result<Vec<(String, String)>, Error> {
-    let failed = |error: dotenvy::Error| Error::File { path: path.to_owned(), reason: error.to_string() };
-    dotenvy::from_path_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)
+    let failed = |error: dotenvy::Error| {
+        let reason = match error {
+            // Not the line: it may hold a key.
+            dotenvy::Error::LineParse(_, at) => format!("a line can't be read as NAME=value, at its character {at}"),
+            error => error.to_string(),
+        };
+        Error::File { path: path.to_owned(), reason }
+    };
+    let mut set: Vec<(String, String)> = Vec::new();
+    for line in dotenvy::from_path_iter(path).map_err(failed)? {
+        let after = set.last().map_or_else(String::new, |(name, _)| format!(", after {name}"));
+        set.push(line.map_err(|error| match failed(error) {
+            Error::File { path, reason } => Error::File { path, reason: reason + &after },
+            other => other,
+        })?);
+    }
+    Ok(set)
 }
 
 fn wrong(setting: &Setting, value: impl Into<String>) -> Error {

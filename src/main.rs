@@ -13,6 +13,9 @@ use netwatch_server::store::{self, Store};
 use netwatch_server::{healthcheck, server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 // Under many small allocations by several threads it takes about half the time of the system's.
 #[global_allocator]
@@ -177,6 +180,8 @@ fn verify(dir: Option<PathBuf>) -> Done {
 
 fn log_to_stderr(config: &Config) {
     let level = if config.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    // Not what libraries say in passing: it would be a line for each frame of HTTP/2, and might show a key in a URL.
+    let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level).with_default(LevelFilter::WARN);
     // Without a reader of standard error the log is lost, and nothing else: telling so there would panic.
     let log = tracing_subscriber::fmt()
         .with_writer(io::stderr)
@@ -184,7 +189,7 @@ fn log_to_stderr(config: &Config) {
         .with_target(false)
         .log_internal_errors(false);
     match config.log_format {
-        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).finish().with(ours).init(),
+        LogFormat::Json => log.json().finish().with(ours).init(),
     }
 }

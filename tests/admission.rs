@@ -105,7 +105,7 @@ fn keys_are_read_again_with_a_sighup() {
 
 #[test]
 fn each_client_may_send_at_the_rate_and_no_faster() {
-    let server = Server::start(&[BEHIND_PROXY, ("RATE_LIMIT", "20/s,burst=5")]);
+    let server = Server::start(&[BEHIND_PROXY, ("RATE_LIMIT", "2/s,burst=5")]);
     let mut kept = 0;
     let mut send = |address: &str| {
         let answer = server.post_with(&seen_at(address), "{}");

@@ -39,6 +39,8 @@ fn a_value_that_can_not_be_used_stops_the_start_with_one_line() {
         ("FLUSH_INTERVAL", "off", "a duration"),
         ("RATE_LIMIT", "10", "10/s"),
         ("KEY_RATE_LIMIT", "10/s,20", "burst=100"),
+        ("KEY_RATE_LIMIT", "10/s", "as long as WRITE_KEYS"),
+        ("RATE_LIMIT", "1/h,burst=6000000", "10/s"),
         ("MAX_CONNECTIONS_PER_ADDRESS", "0", "1 to 1000000"),
         ("WORKERS", "0", "1 to 1024"),
         ("MAX_CONNECTIONS", "0", "1 to 1000000"),
@@ -69,6 +71,13 @@ fn a_key_is_not_told_to_whoever_reads_the_log() {
     let server = Server::start(&[("WRITE_KEYS", key)]);
     let starting = server.wait_for_log("starting", |_| true).to_string();
     assert!(starting.contains("WRITE_KEYS=(secret) ") && !starting.contains(key), "{starting}");
+
+    let file = dir.path().join("settings");
+    fs::write(&file, format!("DEBUG=true\nWRITE_KEYS={key}, another-{key}\n")).unwrap();
+    let (code, _, error) = run(command(dir.path()).env("CONFIG_FILE", &file));
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("settings: a line can't be read") && error.contains("after DEBUG"), "{error}");
+    assert!(!error.contains(key), "{error}");
 
     let keys = dir.path().join("keys");
     fs::write(&keys, format!("{key}\n{short}\n")).unwrap();

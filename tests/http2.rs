@@ -45,7 +45,9 @@ impl Client {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let requests = runtime.block_on(async {
             let stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
-            let (requests, connection) = h2::client::handshake(stream).await.unwrap();
+            // Until the server has told how many requests it takes at a time: the least that there may be.
+            let mut client = h2::client::Builder::new();
+            let (requests, connection) = client.initial_max_send_streams(100).handshake(stream).await.unwrap();
             tokio::spawn(connection);
             requests
         });
@@ -387,20 +389,95 @@ fn a_client_that_takes_no_answers_is_cut_off() {
 fn as_many_requests_as_connections_are_answered_at_a_time() {
     let server = Server::start(&[("MAX_CONNECTIONS", "10")]);
     let client = Client::connect(&server);
-    client.runtime.block_on(async {
+    let statuses = client.runtime.block_on(async {
         let mut answers = tokio::task::JoinSet::new();
         let mut open = Vec::new();
-        // Without their bodies, all but one wait for that.
         for _ in 0..11 {
             let mut requests = client.requests.clone().ready().await.unwrap();
             let (response, sending) = requests.send_request(post(), false).unwrap();
             open.push(sending);
-            answers.spawn(async move { body(response.await.unwrap()).await });
+            answers.spawn(async move { response.await.unwrap().status().as_u16() });
         }
-        let (status, problem) = answers.join_next().await.unwrap().unwrap();
-        assert_eq!((status, &problem["type"]), (503, &Value::from("tag:netwatch-server,2026:too-many-in-flight")));
-        assert!(answers.try_join_next().is_none());
+        // Without their bodies, all but one wait.
+        let mut statuses = vec![answers.join_next().await.unwrap().unwrap()];
+        // That the server is well is told all the same.
+        let mut requests = client.requests.clone().ready().await.unwrap();
+        let (health, _) = requests.send_request(request(Method::GET, "/livez", &[]), true).unwrap();
+        assert_eq!(health.await.unwrap().status(), 200);
+        for sending in &mut open {
+            // The one that was refused takes none.
+            drop(sending.send_data("{}".into(), true));
+        }
+        while let Some(status) = answers.join_next().await {
+            statuses.push(status.unwrap());
+        }
+        statuses
     });
-    let again = || (client.ask(post(), b"{}").0 == 200).then_some(());
-    wait_until("the places are free again", again);
+    assert_eq!(statuses, [&[503][..], &[200; 10]].concat());
+    assert_eq!(server.stop(), ["{}"; 10]);
+}
+
+#[test]
+fn answers_that_are_not_taken_keep_their_places_and_asking_on_keeps_no_connection() {
+    let server = Server::start(&[("MAX_CONNECTIONS", "3"), ("KEEP_ALIVE_TIMEOUT", "500ms")]);
+    // SETTINGS_INITIAL_WINDOW_SIZE = 0: no byte of a body may be sent to it.
+    let mut client = Raw::connect(&server, &[0, 4, 0, 0, 0, 0]);
+    let get = |n: u32, method: u8| {
+        let path = b"/livez";
+        let headers = [&[method, 0x86, 0x04, path.len() as u8], &path[..], &[0x01, 4], b"test"].concat();
+        frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &headers)
+    };
+    (0..3).for_each(|n| client.send(&get(n, 0x82)));
+    (0..3).for_each(|_| drop(client.wait_for("answer", |frame| frame.kind == HEADERS)));
+    // Held by the answers. What there is no place for has no body to be held.
+    client.send(&frame(HEADERS, END_HEADERS, 7, &post_headers()));
+    let refused = client.wait_for("answer", |frame| frame.kind == HEADERS);
+    assert_eq!((refused.stream, refused.flags & END_STREAM), (7, END_STREAM));
+    // Then again and again something that has no answer to take.
+    let mut writer = client.0.try_clone().unwrap();
+    let asking = std::thread::spawn(move || {
+        let head = [&[0x02, 4][..], b"HEAD", &[0x86, 0x04, 6], b"/livez", &[0x01, 4], b"test"].concat();
+        let head = |n: u32| frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &head);
+        let pause = || std::thread::sleep(Duration::from_millis(50)); // the pace of this client, not a wait
+        (4..4_000).take_while(|n| writer.write_all(&head(*n)).inspect(|()| pause()).is_ok()).count()
+    });
+    client.goes_away();
+    drop(client);
+    assert!(asking.join().unwrap() < 3_000);
+    assert_serves(&server);
+}
+
+#[test]
+fn a_client_that_says_nothing_does_not_hold_up_a_stop() {
+    let server = Server::start(&[("SHUTDOWN_TIMEOUT", "1h")]);
+    // It does not answer the ping that comes with the first word of the end.
+    let mut silent = Raw::connect(&server, &[]);
+    silent.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &post_headers()));
+    silent.wait_for("answer", |frame| frame.kind == HEADERS);
+    assert!(server.stop().is_empty());
+    assert_eq!(silent.goes_away(), NO_ERROR);
+}
+
+#[test]
+fn a_method_that_only_begins_like_the_preface_is_one() {
+    let server = Server::start(&[]);
+    let head = "PRINT /api/v1/reports HTTP/1.1\r\nhost: test\r\n\r\n";
+    server.connect().ask(head, b"").assert_problem(405, "method-not-allowed");
+}
+
+#[test]
+fn the_log_for_debugging_shows_no_frames_and_no_keys() {
+    let mut server = Server::start(&[("DEBUG", "true")]);
+    let mut client = Raw::connect(&server, &[]);
+    let path = b"/api/v1/reports?key=0123456789abcdef\x01";
+    let headers = [&[0x83, 0x86, 0x04, path.len() as u8], &path[..], &[0x01, 4], b"test"].concat();
+    client.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &headers));
+    client.send(&frame(PING, 0, 0, &[7; 8]));
+    client.wait_for("pong", |frame| frame.kind == PING && frame.flags == ACK);
+    server.post("[]").assert_problem(400, "empty");
+    server.signal(Signal::TERM);
+    server.wait();
+    let log = server.log();
+    assert!(log.contains("refused"), "it is a log for debugging: {log}");
+    assert!(!log.contains("key=") && !log.to_lowercase().contains("frame"), "{log}");
 }

@@ -18,13 +18,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Incoming};
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Version};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::protocol::Protocol;
@@ -41,8 +42,8 @@ pub(super) struct Connection {
 
 /// What a connection is at, and until when it may be.
 ///
-/// It is told from the connection's own task with HTTP/1, and with HTTP/2 by tasks of which the watch need not hear at
-/// once. So every ordering is Relaxed.
+/// Nearly all of it is told from the connection's own task with HTTP/1; with HTTP/2 by tasks of which the watch need not
+/// hear at once. So every ordering is Relaxed.
 #[derive(Debug)]
 struct Activity {
     opened: Instant,
@@ -50,8 +51,10 @@ struct Activity {
     phase: AtomicU8,
     /// Nanoseconds after `opened`.
     deadline_ns: AtomicU64,
-    /// Requests that are being answered, with HTTP/2.
-    streams: AtomicU32,
+    /// HTTP/2: requests that are being answered.
+    answering: AtomicU32,
+    /// HTTP/2: answers that the client has not taken yet.
+    untaken: AtomicU32,
 }
 
 /// Nothing has come yet.
@@ -92,15 +95,31 @@ impl Activity {
             limits,
             phase: AtomicU8::new(FRESH),
             deadline_ns: AtomicU64::new(0),
-            streams: AtomicU32::new(0),
+            answering: AtomicU32::new(0),
+            untaken: AtomicU32::new(0),
         };
         activity.enter(FRESH, limits.keep_alive_timeout);
         activity
     }
 
-    /// What has been read since the last answer was not the start of a request.
     fn idles(&self) {
         self.enter(IDLE, self.limits.keep_alive_timeout);
+    }
+
+    /// What has been read since the last answer was not the start of a request.
+    fn has_discarded(&self) {
+        // Unless there is a request by now.
+        if self.phase.compare_exchange(HEADER, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.put_off(self.limits.keep_alive_timeout);
+        }
+    }
+
+    /// HTTP/2: a request is done with. The connection has its time anew if all is well with it: a client that does not
+    /// take its answers, or that was told to leave, gets no more by asking on.
+    fn has_answered(&self) {
+        if self.phase() == STREAMS && self.untaken.load(Ordering::Relaxed) == 0 {
+            self.put_off(self.limits.keep_alive_timeout);
+        }
     }
 
     fn is_fresh(&self) -> bool {
@@ -122,10 +141,101 @@ impl Activity {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        if self.streams.load(Ordering::Relaxed) > 0 {
+        if self.answering.load(Ordering::Relaxed) > 0 {
             return None;
         }
         self.opened.checked_add(Duration::from_nanos(self.deadline_ns.load(Ordering::Relaxed)))
+    }
+}
+
+/// One request, from when it came until there is an answer.
+#[derive(Debug)]
+struct Open {
+    connection: Arc<Connection>,
+    over_http2: bool,
+    /// With HTTP/2; with HTTP/1, the connection's own place is that of its request.
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Open {
+    fn new(connection: &Arc<Connection>, version: Version) -> Self {
+        let over_http2 = version == Version::HTTP_2;
+        let mut place = None;
+        if over_http2 {
+            connection.activity.answering.fetch_add(1, Ordering::Relaxed);
+            place = Arc::clone(&connection.app.streams).try_acquire_owned().ok();
+        }
+        Self { connection: Arc::clone(connection), over_http2, place }
+    }
+
+    /// The body of its answer. Over HTTP/2, a client may not want to take it; without a place, there is none to be held.
+    fn answered(mut self, body: Full<Bytes>) -> Answer {
+        if !self.over_http2 {
+            return Answer { body, _untaken: None };
+        }
+        match self.place.take() {
+            None => Answer { body: Full::default(), _untaken: None },
+            Some(place) => Answer { body, _untaken: Some(Untaken::new(Arc::clone(&self.connection), place)) },
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let activity = &self.connection.activity;
+        match self.over_http2 {
+            false => activity.idles(),
+            true => {
+                activity.has_answered();
+                activity.answering.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// The body of an answer. hyper keeps it until the client lets all of it be sent.
+#[derive(Debug)]
+pub(super) struct Answer {
+    body: Full<Bytes>,
+    _untaken: Option<Untaken>,
+}
+
+/// That a client has not taken its answer yet: it keeps its place.
+#[derive(Debug)]
+struct Untaken {
+    connection: Arc<Connection>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Untaken {
+    fn new(connection: Arc<Connection>, place: OwnedSemaphorePermit) -> Self {
+        connection.activity.untaken.fetch_add(1, Ordering::Relaxed);
+        Self { connection, _place: place }
+    }
+}
+
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        let activity = &self.connection.activity;
+        activity.untaken.fetch_sub(1, Ordering::Relaxed);
+        activity.has_answered();
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -134,26 +244,19 @@ impl Activity {
 pub(super) struct Exchange<'a> {
     pub(super) connection: &'a Arc<Connection>,
     over_http2: bool,
-    /// With HTTP/2; with HTTP/1, the connection's own place is that of its request.
-    place: Option<SemaphorePermit<'a>>,
+    has_place: bool,
     /// When its body is late; only with HTTP/2, and only once the body has to be waited for.
     late: Option<Pin<Box<Sleep>>>,
 }
 
 impl<'a> Exchange<'a> {
-    fn begin(connection: &'a Arc<Connection>, version: Version) -> Self {
-        let over_http2 = version == Version::HTTP_2;
-        let mut place = None;
-        if over_http2 {
-            connection.activity.streams.fetch_add(1, Ordering::Relaxed);
-            place = connection.app.streams.try_acquire().ok();
-        }
-        Self { connection, over_http2, place, late: None }
+    fn new(Open { connection, over_http2, place }: &'a Open) -> Self {
+        Self { connection, over_http2: *over_http2, has_place: !over_http2 || place.is_some(), late: None }
     }
 
     /// Whether the server has all the requests that it can have at a time.
     pub(super) fn has_no_place(&self) -> bool {
-        self.over_http2 && self.place.is_none()
+        !self.has_place
     }
 
     pub(super) fn reads_body(&self) {
@@ -191,20 +294,6 @@ impl<'a> Exchange<'a> {
     }
 }
 
-impl Drop for Exchange<'_> {
-    fn drop(&mut self) {
-        let activity = &self.connection.activity;
-        match self.over_http2 {
-            false => activity.idles(),
-            true => {
-                // The deadline first: without a request, that is what the watch asks for.
-                activity.put_off(activity.limits.keep_alive_timeout);
-                activity.streams.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
 /// Reads on and throws away, [`DISCARD_BYTES`] at the most.
 async fn discard(mut body: Incoming, connection: Arc<Connection>) {
     let mut left = DISCARD_BYTES;
@@ -216,7 +305,7 @@ async fn discard(mut body: Incoming, connection: Arc<Connection>) {
             None => return,
         }
     }
-    connection.activity.idles();
+    connection.activity.has_discarded();
 }
 
 /// A socket that notes when the first bytes of a request come.
@@ -292,16 +381,16 @@ pub async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
     let watched = Watched { stream, connection: Arc::clone(&connection) };
     let requests = Arc::clone(&connection);
     let service = service_fn(move |request: Request<Incoming>| {
-        let connection = Arc::clone(&requests);
+        let version = request.version();
+        let open = Open::new(&requests, version);
         async move {
-            let version = request.version();
-            let mut response = answer(Exchange::begin(&connection, version), request).await;
-            if connection.app.is_leaving() && version != Version::HTTP_2 {
+            let mut response = answer(Exchange::new(&open), request).await;
+            if open.connection.app.is_leaving() && version != Version::HTTP_2 {
                 // The client, or the balancer, comes back over a new one, to another server perhaps. None is left then
                 // to be closed at the end, while a request is on its way.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(response.map(|body| open.answered(body)))
         }
     });
     let mut protocol = Protocol::new(watched, service);
@@ -318,6 +407,9 @@ pub async fn serve(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
         loop {
             if !draining && app.is_draining() && !activity.is_fresh() {
                 draining = true;
+                if activity.phase() == STREAMS {
+                    activity.enter(LEAVING, LEAVE_TIMEOUT);
+                }
                 protocol.graceful_shutdown();
             }
             if let Poll::Ready(ended) = protocol.poll(cx) {

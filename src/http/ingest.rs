@@ -74,7 +74,10 @@ pub(super) async fn post(
     let connection = exchange.connection;
     let app = &connection.app;
     exchange.reads_body();
-    let head = Head::of(connection, &request);
+    let head = match exchange.has_no_place() {
+        true => Err(Refusal::TooManyInFlight),
+        false => Head::of(connection, &request),
+    };
     let mut body = request.into_body();
     let received = match head {
         Ok(head) => receive(exchange, &mut body).await.map(|received| (received, head)),
@@ -167,6 +170,8 @@ async fn receive(exchange: &mut Exchange<'_>, body: &mut Incoming) -> Result<Rec
     let mut next = Some(first);
     while let Some(piece) = next {
         gathered.push(&piece)?;
+        // Else what it was read into is held while the next one is waited for.
+        drop(piece);
         next = if body.is_end_stream() { None } else { next_piece(exchange, body).await? };
     }
     Ok(Received::Gathered(gathered))

@@ -73,7 +73,7 @@ pub struct App {
     stamps: Stamps,
     client_ip_mask: Mask,
     /// Requests that there may still be over HTTP/2, on all connections.
-    streams: Semaphore,
+    streams: Arc<Semaphore>,
     /// Bytes of gathered bodies that there may still be.
     inflight: Arc<Semaphore>,
     started: Instant,
@@ -124,7 +124,7 @@ impl App {
             },
             stamps: config.stamp.clone(),
             client_ip_mask: config.client_ip_mask,
-            streams: Semaphore::new(config.max_connections),
+            streams: Arc::new(Semaphore::new(config.max_connections)),
             inflight: Arc::new(Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS))),
             started: Instant::now(),
             leaving: AtomicBool::new(false),
@@ -184,9 +184,6 @@ fn http2_builder() -> http2::Builder<TokioExecutor> {
 
 /// Answers one request.
 async fn answer(mut exchange: Exchange<'_>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    if exchange.has_no_place() {
-        return Refusal::TooManyInFlight.to_response();
-    }
     let answered = match request.uri().path() {
         "/api/v1/reports" => match request.headers().get(ORIGIN) {
             None => reports(&mut exchange, request).await,

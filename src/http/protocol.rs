@@ -7,8 +7,6 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::rt::bounds::Http2ServerConnExec;
 use hyper::server::conn::{http1, http2};
@@ -16,11 +14,14 @@ use hyper::service::HttpService;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::ReadBuf;
 
-use super::connection::Watched;
+use super::connection::{Answer, Watched};
 use super::{http1_builder, http2_builder};
 
 /// No HTTP/1 request begins so, and every HTTP/2 connection does (RFC 9113, 3.4).
-const PREFACE: &[u8] = b"PRI";
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Fewer bytes of it might be those of a method.
+const MIN_PREFACE_BYTES: usize = b"PRI ".len();
 
 type Io = TokioIo<Watched>;
 
@@ -28,7 +29,7 @@ type Io = TokioIo<Watched>;
 #[allow(clippy::large_enum_variant, reason = "nearly all connections become the large one")]
 pub(super) enum Protocol<S>
 where
-    S: HttpService<Incoming, ResBody = Full<Bytes>>,
+    S: HttpService<Incoming, ResBody = Answer>,
 {
     /// Nothing has come yet. None once nothing will.
     Unknown(Option<(Watched, S)>),
@@ -38,9 +39,9 @@ where
 
 impl<S> Protocol<S>
 where
-    S: HttpService<Incoming, ResBody = Full<Bytes>> + Unpin,
+    S: HttpService<Incoming, ResBody = Answer> + Unpin,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    TokioExecutor: Http2ServerConnExec<S::Future, Full<Bytes>>,
+    TokioExecutor: Http2ServerConnExec<S::Future, Answer>,
 {
     pub(super) fn new(stream: Watched, service: S) -> Self {
         Self::Unknown(Some((stream, service)))
@@ -81,11 +82,12 @@ where
     }
 }
 
-/// Leaves the bytes where they are. One or two bytes that might become the preface are taken for HTTP/1: nobody sends
-/// the preface in pieces.
+/// Leaves the bytes where they are. A few that might become the preface are taken for HTTP/1: nobody sends it in such
+/// small pieces.
 fn begins_with_preface(stream: &Watched, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
     let mut bytes = [0; PREFACE.len()];
     let mut bytes = ReadBuf::new(&mut bytes);
     ready!(stream.poll_peek(cx, &mut bytes))?;
-    Poll::Ready(Ok(bytes.filled() == PREFACE))
+    let begin = bytes.filled();
+    Poll::Ready(Ok(begin.len() >= MIN_PREFACE_BYTES && PREFACE.starts_with(begin)))
 }

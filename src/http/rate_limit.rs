@@ -17,6 +17,9 @@ use moka::sync::Cache;
 /// are full when they are asked for again: a flood of addresses can make room for itself, and take none from others.
 const MAX_BUCKETS: u64 = 100_000;
 
+/// The longest that a bucket may take to be full again: a year.
+const MAX_FILLED: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 /// How often something may be done, as a setting has it: `10/s`, `600/m,burst=1000`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate(Quota);
@@ -44,7 +47,10 @@ impl FromStr for Rate {
             _ => return Err(NoRate),
         };
         let burst = burst.map_or(Ok(count), number)?;
-        Quota::with_period(unit / count.get()).map(|quota| Self(quota.allow_burst(burst))).ok_or(NoRate)
+        let quota = Quota::with_period(unit / count.get()).ok_or(NoRate)?.allow_burst(burst);
+        // governor counts in nanoseconds, and there is no more than this to be remembered.
+        let is_bounded = (unit / count.get()).checked_mul(burst.get()).is_some_and(|filled| filled <= MAX_FILLED);
+        if is_bounded { Ok(Self(quota)) } else { Err(NoRate) }
     }
 }
 
@@ -128,10 +134,23 @@ mod tests {
 
     #[test]
     fn what_is_no_rate_is_refused() {
-        for rate in ["10/s", "600/m", "1/h", "600/m,burst=1000", "10 / s, burst=1", "1000000000/s"] {
+        for rate in ["10/s", "600/m", "1/h", "600/m,burst=1000", "10 / s, burst=1", "1000000000/s", "1/h,burst=8000"] {
             assert!(rate.parse::<Rate>().is_ok(), "{rate:?}");
         }
-        for wrong in ["", "10", "/s", "10/", "10/d", "0/s", "-1/s", "10/s,", "10/s,5", "10/s,burst=0", "4294967295/s"] {
+        for wrong in [
+            "",
+            "10",
+            "/s",
+            "10/",
+            "10/d",
+            "0/s",
+            "-1/s",
+            "10/s,",
+            "10/s,5",
+            "10/s,burst=0",
+            "4294967295/s",
+            "1/h,burst=9000",
+        ] {
             assert_eq!(wrong.parse::<Rate>(), Err(NoRate), "{wrong:?}");
         }
     }

@@ -85,6 +85,12 @@ impl WriteKeys {
         Ok(())
     }
 
+    /// Whether there is none: then everybody may send reports.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.load().is_empty()
+    }
+
     /// Has the keys of `other` hold from now on, in the place of these. Returns how many there are.
     pub fn replace_by(&self, other: &Self) -> usize {
         let keys = other.0.load_full();

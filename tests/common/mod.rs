@@ -125,6 +125,12 @@ impl Server {
         self.log.count(message)
     }
 
+    /// All that it has logged, once it has ended.
+    pub(crate) fn log(&self) -> String {
+        wait_until("the log ends", || self.log.lines.lock().unwrap().1.then_some(()));
+        self.log.text()
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
