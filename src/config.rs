@@ -347,7 +347,7 @@ impl Config {
             let setting = SETTINGS.iter().find(|setting| setting.name == name).expect("checks name settings");
             Error::Value { name, value: held(setting), takes }
         })?;
-        if !config.has_no_key_file() {
+        if config.has_key_file() {
             config
                 .write_keys
                 .add_file(&config.write_keys_file)
@@ -358,8 +358,8 @@ impl Config {
         Ok(config)
     }
 
-    fn has_no_key_file(&self) -> bool {
-        self.write_keys_file.as_os_str() == "none"
+    fn has_key_file(&self) -> bool {
+        self.write_keys_file.as_os_str() != "none"
     }
 
     /// What one value alone does not show: ranges, and how values go together. Returns the variable and what would be
@@ -391,7 +391,7 @@ impl Config {
             ),
             (
                 "KEY_RATE_LIMIT",
-                self.key_rate_limit.is_none() || !self.write_keys.is_empty() || !self.has_no_key_file(),
+                self.key_rate_limit.is_none() || !self.write_keys.is_empty() || self.has_key_file(),
                 "off, as long as WRITE_KEYS and WRITE_KEYS_FILE are none".to_owned(),
             ),
             (
@@ -440,21 +440,20 @@ pub fn help() -> String {
 }
 
 fn read_file(path: &Path) -> Result<Vec<(String, String)>, Error> {
-    let failed = |error: dotenvy::Error| {
-        let reason = match error {
-            // Not the line: it may hold a key.
-            dotenvy::Error::LineParse(_, at) => format!("a line can't be read as NAME=value, at its character {at}"),
-            error => error.to_string(),
+    let failed = |error: dotenvy::Error, after: Option<&(String, String)>| {
+        let reason = match (error, after) {
+            // Where, and not the line itself: it may hold a key.
+            (dotenvy::Error::LineParse(..), None) => "its first line is not of the form NAME=value".to_owned(),
+            (dotenvy::Error::LineParse(..), Some((name, _))) => {
+                format!("the line after {name} is not of the form NAME=value")
+            }
+            (error, _) => error.to_string(),
         };
         Error::File { path: path.to_owned(), reason }
     };
-    let mut set: Vec<(String, String)> = Vec::new();
-    for line in dotenvy::from_path_iter(path).map_err(failed)? {
-        let after = set.last().map_or_else(String::new, |(name, _)| format!(", after {name}"));
-        set.push(line.map_err(|error| match failed(error) {
-            Error::File { path, reason } => Error::File { path, reason: reason + &after },
-            other => other,
-        })?);
+    let mut set = Vec::new();
+    for line in dotenvy::from_path_iter(path).map_err(|error| failed(error, None))? {
+        set.push(line.map_err(|error| failed(error, set.last()))?);
     }
     Ok(set)
 }
