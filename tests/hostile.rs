@@ -12,7 +12,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Answer, PATIENCE, Server, gzip, request, wait_until};
+use common::{PATIENCE, Server, gzip, request, wait_until};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn memory_kib(server: &Server, what: &str) -> usize {
@@ -21,7 +21,7 @@ fn memory_kib(server: &Server, what: &str) -> usize {
     value.trim_matches([':', ' ', '\t']).strip_suffix(" kB").unwrap().trim().parse().unwrap()
 }
 
-/// The most that it has ever had.
+/// The most that it has ever had, as closely as the kernel counts: it may tell a little less later.
 fn peak_kib(server: &Server) -> usize {
     memory_kib(server, "VmHWM")
 }
@@ -147,7 +147,7 @@ fn a_bomb_is_a_413_and_costs_no_more_memory_than_a_body_may() {
         client.post_with(&format!("content-encoding: {encoding}\r\n"), &bomb).assert_problem(413, "too-large");
         client.post("{}").assert_ok();
     }
-    let taken_kib = peak_kib(&server) - before_kib;
+    let taken_kib = peak_kib(&server).saturating_sub(before_kib);
     // The kernel may add huge pages of its own accord.
     assert!(taken_kib < 64 * 1024, "{taken_kib} KiB");
     assert_eq!(server.stop(), ["{}"; 4]);
@@ -192,7 +192,7 @@ fn a_flood_of_addresses_is_limited_one_by_one_in_bounded_memory() {
     let last: Vec<_> = (ADDRESSES - 100..=ADDRESSES).collect();
     let limited = ask(&last).iter().filter(|status| **status == 429).count();
     assert!(limited > 90, "{limited} of {}", last.len());
-    let taken_kib = peak_kib(&server) - before_kib;
+    let taken_kib = peak_kib(&server).saturating_sub(before_kib);
     println!("{ADDRESSES} addresses: {taken_kib} KiB");
     assert!(taken_kib < 64 * 1024, "{taken_kib} KiB");
     assert_eq!(server.stop().len(), ADDRESSES as usize + 1 + last.len() - limited);
@@ -226,19 +226,28 @@ fn requests_without_end_are_taken_as_fast_as_their_answers_are() {
     let server = Server::start(&[("KEEP_ALIVE_TIMEOUT", "1s")]);
     server.post("{}").assert_ok();
     let before_kib = peak_kib(&server);
-    let mut greedy = server.connect();
-    let mut writer = greedy.writer();
-    writer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut greedy = TcpStream::connect(server.address).unwrap();
+    greedy.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     // It reads none of its answers. Then the server reads no more requests, and does not pile up answers.
     let many = request(b"{}").repeat(1000);
-    let sent = (0..1000).take_while(|_| writer.write_all(&many).is_ok()).count();
+    let sent = (0..1000).take_while(|_| greedy.write_all(&many).is_ok()).count();
     assert!(sent < 1000, "the server has taken {sent} thousand requests, and holds their answers");
     server.post("{}").assert_ok();
-    let taken_kib = peak_kib(&server) - before_kib;
+    let taken_kib = peak_kib(&server).saturating_sub(before_kib);
     assert!(taken_kib < 32 * 1024, "{taken_kib} KiB");
-    // And it is cut off, having brought nothing for a while: what it finds is its answers and then the end.
-    let answers = std::iter::from_fn(|| greedy.try_answer().ok()).inspect(Answer::assert_ok).count();
-    assert!(answers > 0);
+    // And it is cut off, having brought nothing for a while. How many of its answers it still finds depends on when it
+    // looks: a reset takes with it what has not been read.
+    greedy.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut answers, mut piece) = (Vec::new(), [0; 64 * 1024]);
+    let end = loop {
+        match greedy.read(&mut piece) {
+            Ok(0) => break ErrorKind::UnexpectedEof,
+            Ok(length) => answers.extend_from_slice(&piece[..length]),
+            Err(error) => break error.kind(),
+        }
+    };
+    assert!(matches!(end, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset), "{end:?}");
+    let answers = String::from_utf8(answers).unwrap().matches("\"accepted\":1}").count();
     assert!(server.stop().len() >= answers + 2);
 }
 
