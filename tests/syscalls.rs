@@ -83,7 +83,9 @@ fn strace(trace: &Path, inject: &[&str]) -> Command {
 
 fn thread_id(pid: u32, name: &str) -> Option<u32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap());
-    let mut named = threads.filter(|thread| fs::read_to_string(thread.path().join("comm")).unwrap().trim_end() == name);
+    // A thread may end before its name is read.
+    let name_of = |thread: &fs::DirEntry| fs::read_to_string(thread.path().join("comm")).ok();
+    let mut named = threads.filter(|thread| name_of(thread).is_some_and(|comm| comm.trim_end() == name));
     named.next()?.file_name().to_str()?.parse().ok()
 }
 
