@@ -15,7 +15,7 @@ use crate::upkeep::be_nice;
 
 /// Pause between two tries of the same thing: doubled from the first to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
-const RETRY_LAST: Duration = Duration::from_secs(5);
+const RETRY_LAST: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 5000 });
 
 /// Turns sealed batches into report files.
 #[derive(Debug)]
@@ -44,18 +44,23 @@ impl Flusher {
         be_nice();
         self.buffer.wake(thread::current());
         while !self.buffer.is_drained() {
-            let wait = match self.buffer.next_sealed() {
-                Some(batch) => {
-                    // A panic is an error like any other here: it must not take the batch with it.
-                    while panic::catch_unwind(AssertUnwindSafe(|| self.flush(&batch))).is_err() {
-                        thread::sleep(RETRY_LAST);
-                    }
-                    continue;
-                }
-                None => self.buffer.rotate_if_due(self.interval),
-            };
-            thread::park_timeout(wait);
+            // A panic is an error like any other here: without this thread nothing would be flushed any more.
+            match panic::catch_unwind(AssertUnwindSafe(|| self.flush_next())) {
+                Ok(wait) => thread::park_timeout(wait),
+                Err(_) => thread::sleep(RETRY_LAST),
+            }
         }
+    }
+
+    /// Flushes the next sealed batch, or has the active one sealed if that is due. Returns how long to wait after that,
+    /// if nothing happens before.
+    fn flush_next(&self) -> Duration {
+        let Some(batch) = self.buffer.next_sealed() else { return self.buffer.rotate_if_due(self.interval) };
+        // Nor must a panic take the batch with it.
+        while panic::catch_unwind(AssertUnwindSafe(|| self.flush(&batch))).is_err() {
+            thread::sleep(RETRY_LAST);
+        }
+        Duration::ZERO
     }
 
     /// Publishes a sealed batch, however often that has to be tried.
@@ -108,5 +113,50 @@ fn keep_trying<T>(failed: &str, mut work: impl FnMut() -> io::Result<T>) -> T {
         // Not parked: a batch that is sealed meanwhile must not cut the pause short.
         thread::sleep(retry);
         retry = (2 * retry).min(RETRY_LAST);
+    }
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Wake, Waker};
+
+    use super::*;
+    use crate::buffer::{Ack, Shape};
+    use crate::report::Reports;
+
+    /// Panics the first time, as the runtime's own does when the system refuses to wake a thread.
+    #[derive(Default)]
+    struct Panics(AtomicBool);
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            assert!(self.0.swap(true, Ordering::Relaxed), "can't be woken");
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri knows no such files")]
+    fn a_panic_between_two_batches_is_not_the_end_of_all_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(dir.path()).unwrap());
+        let buffer = Arc::new(Buffer::new(Shape { batches: 2, shards: 1, segment_bytes: 8 }, Ack::Memory, None, 0));
+        buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
+
+        // Woken by the flush task when it has the batch sealed.
+        let panics = Arc::new(Panics::default());
+        let mut room = std::pin::pin!(buffer.room());
+        assert!(room.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&panics)))).is_pending());
+        let compression = Compression { level: 1, threads: 1 };
+        let flusher = Flusher { buffer: Arc::clone(&buffer), store, compression, interval: Duration::ZERO };
+        let flusher = flusher.spawn().unwrap();
+        while !panics.0.load(Ordering::Relaxed) {
+            assert!(!flusher.is_finished());
+            thread::yield_now();
+        }
+        buffer.close();
+        flusher.join().unwrap();
+        assert!(buffer.is_drained());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "one report file");
     }
 }

@@ -130,9 +130,9 @@ pub async fn run(
     // Without a bound: what was acknowledged is not given up. A second signal ends the process all the same.
     // On this thread: the system may have no other to give.
     let flushed = tokio::task::block_in_place(move || {
-        let flushed = upkeep.recover_spilled_after(|| flusher.join());
+        upkeep.recover_spilled_after(|| flusher.join())?;
         keeper.thread().unpark();
-        flushed.and(keeper.join())
+        keeper.join()
     });
     match flushed {
         Ok(()) => tracing::info!("stopped; all reports are on disk"),

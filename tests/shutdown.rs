@@ -39,7 +39,8 @@ fn sigterm_and_sigint_during_load_keep_every_acknowledged_report() {
                         }
                         match client.try_answer() {
                             Ok(answer) if answer.status == 200 => acknowledged.push(report),
-                            Ok(answer) => panic!("{answer:?}"),
+                            // The buffer is small, and the disk may be slow.
+                            Ok(answer) => drop(answer.assert_problem(503, "buffer-full")),
                             Err(error) => {
                                 assert!(matches!(
                                     error.kind(),
@@ -101,11 +102,15 @@ fn a_request_that_does_not_end_holds_up_a_stop_for_the_shutdown_timeout_only() {
 fn a_second_signal_ends_the_process_at_once() {
     let mut server = Server::start(&[("SHUTDOWN_TIMEOUT", "1h"), ("BODY_TIMEOUT", "1h")]);
     let _stuck = half_a_request(&server);
+    // Two that come together count as one.
+    server.signal(Signal::STOP);
+    let stat = format!("/proc/{}/stat", server.id());
+    wait_until("it is stopped", || std::fs::read_to_string(&stat).unwrap().contains(") T ").then_some(()));
     server.signal(Signal::TERM);
-    server.signal(Signal::TERM);
+    server.signal(Signal::INT);
+    server.signal(Signal::CONT);
     server.wait_for_log("stopping", |_| true);
     assert!(server.is_running());
-    // Again and again: one that follows at once counts as the same.
     let status = wait_until("the server ends", || {
         server.signal(Signal::INT);
         server.try_wait()

@@ -279,7 +279,7 @@ fn a_file_that_can_not_be_removed() {
 #[test]
 #[ignore = "needs strace: make faults"]
 fn a_file_that_can_not_be_written() {
-    // The thread's own, not the sockets' and the ones that wake threads.
+    // Not what others write to sockets, or to wake threads. Where it wakes one itself, that is a panic, and is survived.
     let faults = ["write:error=ENOSPC", "write:error=EIO:when=1", "write:error=EIO:when=2+2"];
     are_survived(Some("flush"), &faults, Clients::MayBeRefused);
 }
