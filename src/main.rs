@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use netwatch_server::config::{self, Config, LogFormat};
@@ -12,6 +12,7 @@ use netwatch_server::http::write_keys::WriteKeys;
 use netwatch_server::store::{self, Store};
 use netwatch_server::{healthcheck, server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, timeout_at};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -101,9 +102,8 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
         either(&mut term, &mut int).await;
         tokio::spawn(async move {
             let first = Instant::now();
-            while first.elapsed() < SAME_STOP {
-                either(&mut term, &mut int).await;
-            }
+            while timeout_at(first + SAME_STOP, either(&mut term, &mut int)).await.is_ok() {}
+            either(&mut term, &mut int).await;
             tracing::error!("a second signal: ending at once; reports that are not on disk yet are lost");
             std::process::exit(1);
         });

@@ -18,7 +18,7 @@ use socket2::{Domain, Socket, Type};
 const CLIENTS: usize = 16;
 
 /// Longer than HAProxy takes to notice that `/readyz` is 503, 3 s.
-const SHUTDOWN_DELAY: (&str, &str) = ("SHUTDOWN_DELAY", "4s");
+const SHUTDOWN_DELAY: (&str, &str) = ("SHUTDOWN_DELAY", "8s");
 
 /// Clients that report until they are told to stop.
 #[derive(Default)]
@@ -47,6 +47,8 @@ impl Load {
                     self.acknowledged.lock().unwrap().push(report);
                     anew || answer.headers.get("connection").is_some_and(|value| value == "close")
                 }
+                // A disk that stalls is nothing that a restart has done. It must not be stored.
+                Ok(answer) if answer.is_full() => true,
                 other => {
                     self.failed.lock().unwrap().push(format!("{id}: {other:?}"));
                     true

@@ -73,7 +73,9 @@ fn the_files_of_two_servers_on_one_directory_never_collide() {
         for (n, server) in servers.iter().enumerate() {
             scope.spawn(move || {
                 let mut client = server.connect();
-                (0..REPORTS).for_each(|report| client.post(format!("{{\"server\":{n},\"n\":{report}}}")).assert_ok());
+                (0..REPORTS).for_each(|report| {
+                    client.post_until_room(format!("{{\"server\":{n},\"n\":{report}}}")).assert_ok();
+                });
             });
         }
     });

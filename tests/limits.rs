@@ -43,7 +43,7 @@ fn a_body_that_does_not_end_in_time_is_a_408_however_steadily_it_trickles() {
 
 #[test]
 fn an_idle_connection_is_closed_before_and_after_a_request() {
-    let server = Server::start(&[("KEEP_ALIVE_TIMEOUT", "500ms"), ("HEADER_TIMEOUT", "1h"), ("BODY_TIMEOUT", "1h")]);
+    let server = Server::start(&[("KEEP_ALIVE_TIMEOUT", "2s"), ("HEADER_TIMEOUT", "1h"), ("BODY_TIMEOUT", "1h")]);
     server.connect().assert_closed();
     let mut client = server.connect();
     client.post("{}").assert_ok();

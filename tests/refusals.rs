@@ -230,7 +230,8 @@ fn bodies_in_flight_are_bounded_together() {
     refused.assert_problem(503, "too-many-in-flight");
     assert!(refused.headers.contains_key("retry-after"));
     for mut writer in writers {
-        writer.write_all(rest).unwrap();
+        // The one that was refused may be gone.
+        drop(writer.write_all(rest));
     }
     let mut accepted = answers.iter().take(2).filter(|answer| answer.status == 200).count();
     server.post(&report).assert_ok();

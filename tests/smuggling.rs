@@ -258,10 +258,9 @@ fn nothing_gets_past(kind: Kind, changes: &[(&str, &str)]) {
         println!("{:50} {:?}", one.name, said.statuses);
         // One that nobody waited for would come to whoever is next on that connection to the collector.
         for _ in 0..2 {
-            let mut other = balancer.connect();
-            let health = other.ask_any(ASK_HEALTH);
+            let health = balancer.connect().ask_any(ASK_HEALTH);
             assert!(health.status == 200 && health.body.contains("uptime"), "after {}: {health:?}", one.name);
-            let answer = other.ask_any(request(format!("{{\"probe\":{probes}}}").as_bytes()));
+            let answer = balancer.connect().ask_any(request(format!("{{\"probe\":{probes}}}").as_bytes()));
             assert!(answer.status == 200 && answer.body == OK, "after {}: {answer:?}", one.name);
             probes += 1;
         }

@@ -525,6 +525,9 @@ mod tests {
             let victims: [Option<usize>; REPORTS] =
                 std::array::from_fn(|_| random.random_bool(0.1).then(|| random.random_range(0..TASKS / 3) * 3));
             tasks.push(tokio::spawn(async move {
+                while handles.get().is_none() {
+                    tokio::task::yield_now().await;
+                }
                 for (n, victim) in victims.into_iter().enumerate() {
                     let line = line(task, n, 17 * task % 97);
                     let ticket = loop {
@@ -537,7 +540,7 @@ mod tests {
                         tokio::task::yield_now().await;
                     };
                     appended.fetch_add(1, Ordering::Relaxed);
-                    victim.zip(handles.get()).into_iter().for_each(|(victim, handles)| handles[victim].abort());
+                    victim.into_iter().for_each(|victim| handles.wait()[victim].abort());
                     ticket.kept().await.unwrap();
                     kept.lock().unwrap().insert(line);
                 }

@@ -156,9 +156,11 @@ fn recover_one(store: &Store, path: &Path, stem: &Stem, compression: Compression
         store.publish(stem, &content.lines, modified, compression)?;
         store.sync()?;
         recovered.reports = content.reports();
-        tracing::info!(file = stem.report_file(), reports = recovered.reports, "recovered");
     }
     store.disk.discard(path);
+    if recovered.reports > 0 {
+        tracing::info!(file = stem.report_file(), reports = recovered.reports, "recovered");
+    }
     Ok(recovered)
 }
 

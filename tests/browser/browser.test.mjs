@@ -23,7 +23,7 @@ const CHROMIUM = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromiu
 
 let browser;
 before(async () => {
-  browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"] });
+  browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"], timeout: PATIENCE_MS });
 });
 after(() => browser?.close());
 
@@ -81,7 +81,7 @@ async function until(what, ask) {
 async function pageAt(t, url) {
   const page = await browser.newPage();
   t.after(() => page.close());
-  await page.goto(url);
+  await page.goto(url, { timeout: PATIENCE_MS });
   return page;
 }
 

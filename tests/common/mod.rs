@@ -157,7 +157,8 @@ impl Server {
         self.signal(Signal::TERM);
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "{}", self.log.text());
-        assert!(!self.log.text().contains("panicked"), "{}", self.log.text());
+        let log = self.log();
+        assert!(!log.contains("panicked"), "{log}");
         let journals = fs::read_dir(self.data_dir.join("journal")).into_iter().flatten();
         let left = fs::read_dir(&self.data_dir).unwrap().chain(journals).map(|entry| entry.unwrap().path());
         let left: Vec<_> =
@@ -279,6 +280,12 @@ impl Client {
         self.answer()
     }
 
+    /// Posts again while there is no room. Nothing is kept of what is refused so, and a disk that makes the server wait
+    /// for a second is no fault of the server.
+    pub(crate) fn post_until_room(&mut self, body: impl AsRef<[u8]>) -> Answer {
+        wait_until("there is room", || Some(self.post(&body)).filter(|answer| !answer.is_full()))
+    }
+
     pub(crate) fn post_with(&mut self, headers: &str, body: impl AsRef<[u8]>) -> Answer {
         let body = body.as_ref();
         let path = "/api/v1/reports?x=1";
@@ -380,6 +387,10 @@ impl Answer {
     pub(crate) fn assert_accepted(&self, reports: usize) {
         let body = format!(r#"{{"status":"ok","accepted":{reports}}}"#);
         assert_eq!((self.status, &self.body), (200, &body));
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.status == 503 && self.body.contains(":buffer-full")
     }
 
     /// Checks that this is a refusal as RFC 9457 has it, and returns its detail.
