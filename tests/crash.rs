@@ -5,8 +5,8 @@
 //! in a row; and half lines are written behind what the dead have left. In the end all that was acknowledged has to be
 //! in the files once and nothing that was refused, and the half lines have to be in the quarantine.
 //!
-//! `CRASH_ROUNDS` (30) is how many. `CRASH_SEED` replays the plans of a run; that of the first round is printed, and the
-//! next ones count up from there.
+//! `CRASH_ROUNDS` (30) is how many at least. `CRASH_SEED` replays the plans of a run; that of the first round is
+//! printed, and the next ones count up from there.
 
 mod common;
 
