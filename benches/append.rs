@@ -1,5 +1,5 @@
-//! Appends of 1.2 kB reports by 1 to N threads into one buffer, while another thread recycles what is full; beside a
-//! vector behind a mutex, which is what the buffer has to beat.
+//! Appends of 1.2 kB reports to one buffer by 1 to N threads, while another thread recycles sealed batches. The
+//! baseline is a vector in a mutex.
 
 mod common;
 
@@ -15,7 +15,7 @@ use netwatch_server::report;
 
 const BATCH_BYTES: usize = 10 << 20;
 
-/// Runs `append` on `threads` at once, `iterations` times in all; returns how long that took.
+/// Calls `append` on this many threads at once, `iterations` times in total. Returns the elapsed time.
 fn timed(threads: u64, iterations: u64, append: impl Fn() + Sync) -> Duration {
     let started = Instant::now();
     thread::scope(|scope| {
@@ -30,7 +30,7 @@ fn timed(threads: u64, iterations: u64, append: impl Fn() + Sync) -> Duration {
 
 fn append(criterion: &mut Criterion) {
     let bytes = Reports::new(1).report(1_200);
-    let report = report::Reports::check(&bytes).expect("a report is one");
+    let report = report::Reports::check(&bytes).expect("a generated report is valid");
     let cores = thread::available_parallelism().map_or(1, usize::from) as u64;
     let mut group = criterion.benchmark_group("append");
     group.throughput(Throughput::Bytes(bytes.len() as u64));
@@ -42,7 +42,7 @@ fn append(criterion: &mut Criterion) {
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    // Dropping it is all: what a flush costs is another benchmark.
+                    // Drops the batch. Another benchmark measures the flush.
                     if buffer.next_sealed().is_none() {
                         thread::sleep(Duration::from_micros(200));
                     }
@@ -65,7 +65,7 @@ fn append(criterion: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("mutex", threads), &threads, |bencher, threads| {
             bencher.iter_custom(|iterations| {
                 timed(*threads, iterations, || {
-                    let mut vector = vector.lock().expect("nobody panics");
+                    let mut vector = vector.lock().expect("no thread panics");
                     if vector.len() + report.as_bytes().len() + 1 > BATCH_BYTES {
                         vector.clear();
                     }

@@ -1,6 +1,6 @@
-//! Compressing one full batch by zstd level and number of threads, and publishing it.
+//! Compressing one full batch, by zstd level and number of threads, and publishing it.
 //!
-//! Prints the ratio of each level before it measures: that, too, is what a level is chosen by.
+//! Before each measurement, the benchmark prints the compression ratio of the level.
 
 mod common;
 
@@ -13,7 +13,7 @@ use netwatch_server::store::{Compression, Stem, Store, report_file};
 
 const BATCH_BYTES: usize = 10 << 20;
 
-/// A batch of different reports of about 1.2 kB, as lines.
+/// A full batch of different reports of about 1.2 kB, one per line.
 fn batch() -> Vec<u8> {
     let mut reports = Reports::new(1);
     let mut lines = Vec::with_capacity(BATCH_BYTES);
@@ -33,7 +33,7 @@ fn flush(criterion: &mut Criterion) {
         for threads in [1, 2, 4] {
             let compression = Compression { level, threads };
             let mut frame = Vec::new();
-            report_file::compress(&[&lines], compression, &mut frame).expect("memory takes it all");
+            report_file::compress(&[&lines], compression, &mut frame).expect("writing to memory succeeds");
             let ratio = lines.len() as f64 / frame.len() as f64;
             println!("level {level}, {threads} threads: {} → {} bytes, {ratio:.2}×", lines.len(), frame.len());
             let id = BenchmarkId::new(format!("compress at level {level}"), format!("{threads} threads"));
@@ -42,8 +42,8 @@ fn flush(criterion: &mut Criterion) {
             });
         }
     }
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let store = Store::open(dir.path()).expect("it can be written");
+    let dir = tempfile::tempdir().expect("can't create a temporary directory");
+    let store = Store::open(dir.path()).expect("can't open the data directory");
     group.bench_function("publish at level 1, fsync and all", |bencher| {
         bencher.iter(|| {
             let now = SystemTime::now();

@@ -1,9 +1,9 @@
-//! Recovering 1 GiB of journals, checks and fsyncs included, beside `zstd -1 -T0` on the same bytes.
+//! Recovering 1 GiB of journals, including checks and fsyncs, compared with `zstd -1 -T0` on the same bytes.
 //!
-//! Both read from the page cache and write to the same disk, in turn. Takes zstd's command line tool, and 2.3 GiB in
-//! the temporary directory.
+//! The two run alternately, read from the page cache and write to the same disk. The benchmark needs the zstd command
+//! line tool and 2.3 GiB of free space in the temporary directory.
 
-#[allow(dead_code, reason = "of the reports, only the making is needed")]
+#[allow(dead_code, reason = "this benchmark uses only the report generator")]
 mod common;
 
 use std::collections::HashSet;
@@ -22,10 +22,10 @@ const BATCH_BYTES: usize = 10 << 20;
 const ROUNDS: usize = 5;
 
 fn main() {
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = tempfile::tempdir().expect("can't create a temporary directory");
     let (all, data_dir) = (dir.path().join("all.jsonl"), dir.path().join("data"));
     let journals: Vec<_> = (0..BYTES / BATCH_BYTES).map(|seed| batch(seed as u64)).collect();
-    fs::write(&all, journals.concat()).expect("room for 1 GiB");
+    fs::write(&all, journals.concat()).expect("can't write 1 GiB");
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let mut rounds: Vec<_> = (0..ROUNDS)
         .map(|_| {
@@ -40,7 +40,7 @@ fn main() {
     println!("recovery / zstd -1 -T0 on {threads} cores: {median:.2} ({least:.2}–{most:.2})");
 }
 
-/// A full batch of different reports of about 1.2 kB, as lines.
+/// A full batch of different reports of about 1.2 kB, one per line.
 fn batch(seed: u64) -> Vec<u8> {
     let mut reports = Reports::new(seed);
     let mut lines = Vec::with_capacity(BATCH_BYTES);
@@ -53,25 +53,25 @@ fn batch(seed: u64) -> Vec<u8> {
 
 fn time_zstd(file: &Path) -> Duration {
     let started = Instant::now();
-    let status = Command::new("zstd").args(["-1", "-T0", "-q", "-f"]).arg(file).status().expect("zstd is installed");
+    let status = Command::new("zstd").args(["-1", "-T0", "-q", "-f"]).arg(file).status().expect("can't run zstd");
     assert!(status.success());
     started.elapsed()
 }
 
 fn time_recovery(data_dir: &Path, journals: &[Vec<u8>], threads: usize) -> Duration {
-    fs::create_dir_all(data_dir.join("journal")).expect("it can be written");
+    fs::create_dir_all(data_dir.join("journal")).expect("can't create the journal directory");
     for lines in journals {
         let path = data_dir.join("journal").join(Stem::new(SystemTime::now()).journal());
-        fs::write(&path, lines).expect("room for 1 GiB");
-        // As in the case of zstd, what there is to write back was written before.
-        fs::File::open(path).and_then(|file| file.sync_all()).expect("a disk that works");
+        fs::write(&path, lines).expect("can't write a journal");
+        // Write the journal to disk before the measurement, like the input of zstd.
+        fs::File::open(path).and_then(|file| file.sync_all()).expect("can't sync a journal");
     }
     let started = Instant::now();
-    let store = Store::open(data_dir).expect("it can be written");
-    let recovered = recover(&store, Compression { level: 1, threads }, &mut HashSet::new()).expect("it can be read");
+    let store = Store::open(data_dir).expect("can't open the data directory");
+    let recovered = recover(&store, Compression { level: 1, threads }, &mut HashSet::new()).expect("recovery failed");
     let took = started.elapsed();
     assert_eq!((recovered.journals, recovered.failed), (journals.len(), 0));
-    fs::remove_dir_all(data_dir).expect("it is ours");
+    fs::remove_dir_all(data_dir).expect("can't remove the data directory");
     took
 }
 

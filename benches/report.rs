@@ -1,4 +1,4 @@
-//! The report check by size, beside the checks that it is made of.
+//! The report check, by report size, and its individual steps.
 
 mod common;
 
@@ -26,8 +26,8 @@ fn check(criterion: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("only UTF-8 by std", bytes), &report, |bencher, report| {
             bencher.iter(|| std::str::from_utf8(black_box(report)).is_ok());
         });
-        let pretty = serde_json::from_slice::<serde_json::Value>(&report).expect("a report is JSON");
-        let pretty = serde_json::to_vec_pretty(&pretty).expect("JSON can be written");
+        let pretty = serde_json::from_slice::<serde_json::Value>(&report).expect("a generated report is JSON");
+        let pretty = serde_json::to_vec_pretty(&pretty).expect("writing JSON to memory succeeds");
         group.bench_with_input(
             BenchmarkId::new("check and fold, pretty-printed", bytes),
             &pretty,

@@ -1,4 +1,4 @@
-//! The whole server beside bare hyper: what does keeping a report cost on top of receiving it?
+//! The whole server, compared with bare hyper: what does storing a report cost in addition to receiving it?
 //!
 //!     cargo bench --bench versus_hyper
 //!     cargo bench --bench versus_hyper -- --connections 64 --size 1200 --rounds 9 --seconds 3
@@ -7,49 +7,51 @@
 //!
 //! # What is measured
 //!
-//! Two sides, each a process of its own that is started afresh for every round:
+//! There are two sides. Each side is a separate process, which is started anew for every round:
 //!
-//! - **a**, bare hyper: our settings of hyper, our allocator, as many threads; it reads each body to its end, keeps
-//!   nothing, and answers the same bytes as netwatch-server. No server built on hyper is likely to be cheaper.
-//! - **b**, netwatch-server as users run it. What it acknowledged is counted in its report files after it has ended;
-//!   one report more or less fails the benchmark.
+//! - **a**, bare hyper, with the same hyper settings, allocator and number of threads as netwatch-server. It reads each
+//!   body to its end, stores nothing, and answers the same bytes as netwatch-server. No server built on hyper is likely
+//!   to be cheaper.
+//! - **b**, netwatch-server as users run it. After it has exited, the benchmark counts the reports in its files. The
+//!   benchmark fails if their number differs from the number of acknowledged reports.
 //!
-//! Either side may be another thing instead: see `--a` and `--b`.
+//! `--a` and `--b` select other sides.
 //!
-//! A case is a number of keep-alive connections and a size of reports. In each of its rounds both sides run, one after
-//! the other, and they take turns at being the first. A row shows medians over the rounds with the least and the
-//! greatest value; the row `b/a` shows those of the ratio within each round, which cancels much of what a shared
-//! machine does to both.
+//! A case is a number of keep-alive connections and a report size. In each round, both sides run one after the other,
+//! in alternating order. A row shows the median over the rounds, with the minimum and the maximum. The column `b/a`
+//! shows the same for the ratio within each round, which cancels most of the disturbances on a shared machine.
 //!
-//! - **requests/s**: answered within the measured time, after a warm-up on the same connections.
-//! - **CPU µs/request**: all the CPU time that the kernel charged the server's process, its finished threads
-//!   included, from when it listened until it had ended, over all requests that it answered. So compressing and writing
-//!   what was still in memory at the end is in it, and so are the warm-up, the accepts and the closes.
-//! - **p50, p99, p99.9**: from just before a request is written until its answer has been read, by the client's clock.
-//! - **peak RSS**: the most memory that was resident by the end of the load (VmHWM). For b that includes the batches.
-//! - **cores busy**: CPU seconds per second in the measured time, of the server, of the client, and of everything else
-//!   on the machine, with what a hypervisor takes away. Where that last row is not near 0, measure again in peace.
+//! - **requests/s**: requests answered within the measured time, after a warm-up on the same connections.
+//! - **CPU µs/request**: the CPU time of the server process divided by the number of its answers. The CPU time counts
+//!   from the moment the server listens until it has exited, and includes finished threads. So it includes the
+//!   warm-up, accepting and closing connections, and the final flush of the reports in memory.
+//! - **p50, p99, p99.9**: the time from just before the write of a request until its answer is read, measured by the
+//!   client.
+//! - **peak RSS**: the maximum resident memory by the end of the load (VmHWM). For b, this includes the batches.
+//! - **cores busy**: CPU seconds per second in the measured time, for the server, the client, and everything else on
+//!   the machine, including time taken by a hypervisor. If the last row is not near 0, measure again on an idle
+//!   machine.
 //!
-//! # How to read it
+//! # How to read the results
 //!
-//! The client is one thread in this process, with one request in flight on each connection, and it shares the machine
-//! with the server. Where their busy cores add up to all there are, requests/s depend on the client's appetite too, and
-//! the ratio flatters the costlier side; CPU per request does not suffer from this, so trust that first. When the
-//! client's share comes near to 1, the client is the limit and the table says so.
+//! The client is one thread in this process and shares the machine with the server. It has one request in flight on
+//! each connection. If the server and the client together use all cores, requests/s depends on the client too, and the
+//! ratio favors the more expensive side. CPU per request does not have this problem and is the most reliable figure.
+//! If the client's share is near 1, the client is the bottleneck, and the table prints a warning.
 //!
-//! How small a difference still means something, only the machine can tell: compare a thing with itself, as in
-//! `--a bare --b bare`, and see how far from 1 the ratios get. More rounds help more than longer ones.
+//! To find the smallest significant difference on a machine, compare a side with itself (`--a bare --b bare`) and see
+//! how far the ratios are from 1. More rounds help more than longer rounds.
 //!
-//! A closed loop does not measure latency under a given load: with 512 connections the server is always saturated, and
-//! the latency is that of a queue of 512, little else than 512 / (requests/s). With 1 connection it is the service time
-//! and the wake-ups between two processes. Requests over loopback cost no network card, but the kernel's work of
-//! delivering is charged to the sender: the server pays for the client's receiving, and the other way round.
+//! A closed loop does not measure latency under a given load. With 512 connections the server is always saturated, and
+//! the latency is that of a queue of 512 requests, about 512 / (requests/s). With 1 connection, the latency is the
+//! service time plus the wake-ups of two processes. Loopback requests need no network card. But the kernel charges the
+//! delivery to the sender: the server pays for the client's receiving, and the client for the server's.
 //!
-//! Every request in `client::POOL_BYTES` is another report. With a pool smaller than a batch, zstd would find each
-//! report word by word in its window and seem ten times as fast as it is.
+//! All requests within `client::POOL_BYTES` are different reports. If the pool were smaller than a batch, zstd would
+//! find each whole report in its window and appear ten times as fast as it is.
 //!
-//! Without `--bench`, which `cargo bench` passes and `cargo test` does not, one case runs for a moment, to show that
-//! all of it works.
+//! `cargo bench` passes `--bench`, and `cargo test` does not. Without `--bench`, only one case runs briefly, as a test
+//! of the benchmark itself.
 
 use std::error::Error;
 use std::fs;
@@ -75,55 +77,55 @@ use client::{Client, Requests};
 use server::{Server, Side};
 use table::{Case, Round, Table};
 
-/// The allocator that netwatch-server uses, for bare hyper.
+/// Bare hyper uses the same allocator as netwatch-server.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The whole answer to a report, from both sides.
+/// The complete body of the answer to a report, for both sides.
 const ANSWER: &str = r#"{"status":"ok","accepted":1}"#;
 
 const WARM_UP: Duration = Duration::from_millis(300);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Measures netwatch-server beside bare hyper; benches/versus_hyper.rs tells how, and how to read the table.
+/// Compares netwatch-server with bare hyper; benches/versus_hyper.rs explains the method and the table.
 #[derive(Parser)]
 #[command(name = "versus_hyper", bin_name = "cargo bench --bench versus_hyper --")]
 struct Args {
-    /// Keep-alive connections, each with one request in flight
+    /// Number of keep-alive connections, each with one request in flight
     #[arg(long, value_delimiter = ',', default_value = "1,16,64,512", value_parser = at_least(1))]
     connections: Vec<usize>,
 
-    /// Bytes of a report
+    /// Size of a report in bytes
     #[arg(long, value_delimiter = ',', default_value = "300,1200,6000", value_parser = at_least(290))]
     size: Vec<usize>,
 
-    /// How often each case is measured on both sides
+    /// Number of measurements of each case on both sides
     #[arg(long, default_value = "8", value_parser = at_least(1))]
     rounds: usize,
 
-    /// How long each side is measured in a round, after a warm-up
+    /// Duration of the measurement of each side in a round, after a warm-up
     #[arg(long, default_value = "1", value_parser = seconds)]
     seconds: Duration,
 
-    /// "bare" for bare hyper, or else environment settings for netwatch-server, as in 'WORKERS=2 ZSTD_LEVEL=3';
-    /// a word without '=' is the path of another build of it
+    /// "bare" for bare hyper, or settings for netwatch-server, such as 'WORKERS=2 ZSTD_LEVEL=3';
+    /// a word without '=' is the path of another netwatch-server binary
     #[arg(long, default_value = "bare")]
     a: Side,
 
-    /// The same for the other side
+    /// The other side, in the same format
     #[arg(long, default_value = "")]
     b: Side,
 
-    /// Where the servers keep their data while they run; a file system in memory makes fsync free
+    /// Directory for the servers' data; in a memory file system, fsync costs nothing
     #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"))]
     dir: PathBuf,
 
-    /// Also write the results, with those of each round, to this file
+    /// Also write all results, including those of each round, to this file
     #[arg(long)]
     json: Option<PathBuf>,
 
-    /// What `cargo bench` passes to every benchmark
+    /// `cargo bench` passes this flag to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -136,7 +138,7 @@ fn seconds(text: &str) -> std::result::Result<Duration, String> {
     let seconds = text.parse().map_err(|error| format!("{error}"))?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(time) if !time.is_zero() => Ok(time),
-        _ => Err("it must be more than 0".into()),
+        _ => Err("must be greater than 0".into()),
     }
 }
 
@@ -146,7 +148,7 @@ fn main() -> ExitCode {
     } else if std::env::args().any(|arg| arg == "--bench") {
         compare(&Args::parse())
     } else {
-        println!("No --bench, so this is only a smoke run of one case. Its numbers mean nothing.");
+        println!("Without --bench, this is only a smoke test of one case. Its figures are meaningless.");
         compare(&Args::parse_from("versus_hyper --connections 16 --size 1200 --rounds 1 --seconds 0.2".split(' ')))
     };
     match outcome {
@@ -158,7 +160,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures all cases, and prints each as soon as it is known.
+/// Measures all cases, and prints each case as soon as it is complete.
 fn compare(args: &Args) -> Result<()> {
     let mut table = Table::new(args);
     for &report_bytes in &args.size {
@@ -186,11 +188,11 @@ fn compare(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// One side of one round, from the start of its process to its end.
+/// Measures one side of one round, from the start of its process to its exit.
 fn measure(side: &Side, connections: usize, requests: &mut Requests, args: &Args) -> Result<Round> {
     let mut server = Server::start(side, &args.dir)?;
     exercise(&mut server, connections, requests, args.seconds)
-        .map_err(|error| format!("{error}\nThe server's log ends with\n{}", server.into_log()).into())
+        .map_err(|error| format!("{error}\nEnd of the server's log:\n{}", server.into_log()).into())
 }
 
 fn exercise(server: &mut Server, connections: usize, requests: &mut Requests, time: Duration) -> Result<Round> {
@@ -225,9 +227,9 @@ fn exercise(server: &mut Server, connections: usize, requests: &mut Requests, ti
     })
 }
 
-/// What all processes and the kernel have used of all cores since boot, and what a hypervisor has taken away.
+/// The busy time of all cores since boot: all processes, the kernel, and the time taken by a hypervisor.
 fn machine_cpu_time() -> Result<Duration> {
-    // user nice system idle iowait irq softirq steal, in hundredths of a second
+    // The columns: user nice system idle iowait irq softirq steal, in hundredths of a second.
     let stat = fs::read_to_string("/proc/stat")?;
     let ticks = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8);
     let ticks = ticks.map(str::parse).collect::<std::result::Result<Vec<u64>, _>>()?;

@@ -1,11 +1,11 @@
-// A burst: a quiet site, then thousands of browsers within a second, then quiet again.
+// A burst: a quiet phase, then thousands of browsers within a second, then a second quiet phase.
 //
 //   BASE_URL=http://localhost:8080   the server
-//   CLIENTS=3000                     browsers in the burst, each with a new connection and one report
-//   SPREAD_S=1                       they come at random within this time
-//   QUIET_S=8                        how long it is quiet, before and after
-//   QUIET_RATE=10                    reports a second while it is
-//   P95_MS=2000 P99_MS=3000          the limits for report_time in the burst
+//   CLIENTS=3000                     number of browsers in the burst; each opens a connection and sends one report
+//   SPREAD_S=1                       duration of the burst; each browser sends at a random time within it
+//   QUIET_S=8                        duration of each quiet phase
+//   QUIET_RATE=10                    reports per second in the quiet phases
+//   P95_MS=2000 P99_MS=3000          limits for report_time in the burst
 
 import { sleep } from 'k6';
 import exec from 'k6/execution';
@@ -16,10 +16,10 @@ const CLIENTS = Number(__ENV.CLIENTS || 3000);
 const SPREAD_S = Number(__ENV.SPREAD_S || 1);
 const QUIET_S = Number(__ENV.QUIET_S || 8);
 const QUIET_RATE = Number(__ENV.QUIET_RATE || 10);
-// The browsers' reports are made ahead, so that in the burst k6 has only to connect and send.
+// The time to generate the reports before the burst, so that k6 only connects and sends during the burst.
 const LEAD_S = 3;
-const BURST_AT_S = QUIET_S + 1 + LEAD_S; // a second for the last answers before
-const AFTER_AT_S = BURST_AT_S + SPREAD_S + 2; // by then k6 itself should have caught up
+const BURST_AT_S = QUIET_S + 1 + LEAD_S; // one second for the last answers of the quiet phase
+const AFTER_AT_S = BURST_AT_S + SPREAD_S + 2; // time for k6 to catch up
 
 const quiet = {
   executor: 'constant-arrival-rate',
@@ -29,14 +29,14 @@ const quiet = {
   duration: `${QUIET_S}s`,
   preAllocatedVUs: QUIET_RATE * 2,
   maxVUs: QUIET_RATE * 2,
-  gracefulStop: '15s', // longer than a request may take: none is broken off
+  gracefulStop: '15s', // longer than the timeout of a request, so that k6 aborts none
 };
 
 export const options = {
   scenarios: {
     before: quiet,
     burst: {
-      // Each virtual user once, so each report has a connection of its own; none is left out if k6 is late.
+      // Each virtual user runs once, so each report has its own connection. If k6 is late, no report is omitted.
       executor: 'per-vu-iterations',
       exec: 'burst',
       vus: CLIENTS,

@@ -1,7 +1,7 @@
-// NetWatch-like reports, and the way to send one: what both scripts share.
+// Common code of both scripts: generates reports like those of NetWatch, and sends them.
 //
-// A virtual user is one browser: it has a clientId, numbers its reports, and keeps its own connection. clientId and seq
-// together are a report's id, which no other report has, of this run or of any other.
+// A virtual user is one browser. It has a clientId, numbers its reports, and has its own connection. The id of a report
+// consists of clientId and seq. It is unique across all runs.
 
 import http from 'k6/http';
 import { check } from 'k6';
@@ -10,10 +10,10 @@ import { Counter, Trend } from 'k6/metrics';
 const URL = `${__ENV.BASE_URL || 'http://localhost:8080'}/api/v1/reports`;
 const PARAMS = { headers: { 'Content-Type': 'application/json' }, timeout: '10s' };
 
-// What the server promised to keep.
+// The reports that the server answered with 200.
 const acknowledged = new Counter('acknowledged');
-// From wanting to send until the answer is there. http_req_duration leaves out the opening of the connection, which is
-// most of what a browser waits for in a burst.
+// The time from the decision to send until the answer. http_req_duration does not include the connection setup, which
+// is most of the waiting time in a burst.
 const reportTime = new Trend('report_time', true);
 
 const PLACES = [
@@ -29,8 +29,8 @@ const PLACES = [
 const HOSTS = ['api', 'auth', 'cdn', 'images', 'search'];
 const PROBE_INTERVAL_MS = 5000;
 
-// k6's JavaScript is slow, so a browser draws 256 latencies once, ready as text, and then picks from them: log-normal
-// around 40 ms, 95 % below 110 ms, and three time-outs.
+// JavaScript in k6 is slow. So each browser generates 256 samples as text once and then reuses them. The latencies are
+// log-normal with a median of 40 ms, and 95 % are below 110 ms. Three samples are timeouts.
 const MEDIAN_MS = 40;
 const SIGMA = 0.6;
 const TIMEOUTS = 3;
@@ -48,8 +48,8 @@ function below(n) {
   return Math.floor(Math.random() * n);
 }
 
-// A report of this browser at a time in milliseconds: 1 to 6 kB of ASCII, so its length is its bytes.
-// run.sh looks for clientId and seq at the start of the line.
+// Returns a report of this browser for a time in milliseconds. It has 1 to 6 kB of ASCII, so its length in characters
+// equals its length in bytes. run.sh expects clientId and seq at the start of the line.
 export function report(atMs) {
   seq += 1;
   const probes = 10 + below(22);
@@ -68,19 +68,20 @@ function host(name, probes, atMs) {
   const history = [];
   let sample = below(256);
   for (let t = atMs - probes * PROBE_INTERVAL_MS; t < atMs; t += PROBE_INTERVAL_MS) {
-    sample = (sample * 5 + 1) & 255; // each of them once, then again; Math.random and `${}` cost more than all the rest
+    // Cycles through all samples. Math.random and `${}` would cost more than everything else.
+    sample = (sample * 5 + 1) & 255;
     history.push('{"t":' + (t + sample) + SAMPLES[sample]);
   }
   const status = sample < TIMEOUTS ? 'down' : 'up';
   return `{"name":"${name}","url":"https://${name}.example.com/health","status":"${status}","history":[${history.join(',')}]}`;
 }
 
-// Sends a report and checks the answer. A 200 is the server's promise, whatever else is in the answer.
+// Sends a report and checks the answer. Status 200 alone counts as an acknowledgement.
 export function send({ id, body }) {
   const response = http.post(URL, body, PARAMS);
   if (response.status === 200) {
     acknowledged.add(1);
-    // "blocked" contains the opening of the connection.
+    // `blocked` includes the connection setup.
     reportTime.add(response.timings.blocked + response.timings.duration);
     if (__ENV.LOG_ACKNOWLEDGED) console.log(`acknowledged ${id} ${body.length}`);
   }

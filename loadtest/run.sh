@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Runs a k6 script against a server of its own, stops the server, and checks that every report that k6 saw
-# acknowledged is in the report files, whole and exactly once.
+# Starts a server, runs a k6 script against it, and stops the server. Then checks that every report with a 200 is in the
+# report files, complete and exactly once.
 #
 #   loadtest/run.sh steady|burst [k6 options]
 #
-#   SERVER=path   a built netwatch-server; without it, one is built
-#   KEEP=1        leave the temporary directory, with the report files and both logs
+#   SERVER=path   an existing netwatch-server binary; by default, this script builds one
+#   KEEP=1        keep the temporary directory with the report files and both logs
 #
-# The settings of the scripts and of the server come from the environment as well: RATE=2000 BATCH_BYTES=1MiB …
+# The environment also contains the settings of the k6 script and of the server: RATE=2000 BATCH_BYTES=1MiB …
 #
-# Exit code: 0 if all is well, 1 if reports are lost or doubled or the server failed, else k6's own (99: a threshold).
+# Exit code: 0 on success, 1 if reports are lost or duplicated or the server failed, otherwise the exit code of k6 (99:
+# a threshold was exceeded).
 set -euo pipefail
 export LC_ALL=C
 
@@ -21,7 +22,7 @@ name=${1:-}
 shift
 scripts=$(cd "$(dirname "$0")" && pwd)
 for tool in k6 zstdcat; do
-  command -v "$tool" >/dev/null || die "$tool is needed: see $scripts/README.md"
+  command -v "$tool" >/dev/null || die "$tool is not installed; see $scripts/README.md"
 done
 
 if [[ -n ${SERVER:-} ]]; then
@@ -30,14 +31,14 @@ else
   (cd "$scripts/.." && cargo build --release)
   server=$(cd "$scripts/.." && realpath "${CARGO_TARGET_DIR:-target}")/release/netwatch-server
 fi
-[[ -x $server ]] || die "no program: $server"
+[[ -x $server ]] || die "not an executable file: $server"
 
 dir=$(mktemp -d "${TMPDIR:-/tmp}/netwatch-loadtest.XXXXXX")
 data=$dir/data
-touch "$dir/server.log" "$dir/k6.log" # read even if nobody has written to them
+touch "$dir/server.log" "$dir/k6.log" # so that both files exist
 server_pid='' k6_pid=''
 
-# Ends one of our own processes: 60 seconds for an orderly end, then by force. Its exit code is left in `status`.
+# Stops a child process: SIGTERM, and SIGKILL after 60 seconds. Sets `status` to its exit code.
 stop() {
   kill -TERM "$1" 2>/dev/null || true
   for _ in {1..600}; do
@@ -52,13 +53,13 @@ stop() {
 cleanup() {
   [[ -z $k6_pid ]] || stop "$k6_pid"
   [[ -z $server_pid ]] || stop "$server_pid"
-  if [[ -n ${KEEP:-} ]]; then say "kept: $dir"; else rm -rf "$dir"; fi
+  if [[ -n ${KEEP:-} ]]; then say "files and logs: $dir"; else rm -rf "$dir"; fi
 }
 trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# In an empty directory, so that no .env is read.
+# The server runs in an empty directory, so that it reads no .env.
 (cd "$dir" && HOST=127.0.0.1 PORT=0 DATA_DIR=$data LOG_FORMAT=json CONFIG_FILE='' exec "$server") 2>"$dir/server.log" &
 server_pid=$!
 address=''
@@ -71,7 +72,7 @@ done
 [[ -n $address ]] || { cat "$dir/server.log" >&2; die "the server did not start"; }
 say "$server listens on $address"
 
-# In the background, so that a signal to this script is heeded at once.
+# k6 runs in the background, so that this script handles signals immediately.
 BASE_URL=http://$address LOG_ACKNOWLEDGED=1 k6 run --no-usage-report --quiet --address '' \
   --console-output "$dir/k6.log" "$@" "$scripts/$name.js" &
 k6_pid=$!
@@ -79,52 +80,52 @@ k6_status=0
 wait "$k6_pid" || k6_status=$?
 k6_pid=''
 
-kill -0 "$server_pid" 2>/dev/null || say "the server ended before it was told to"
+kill -0 "$server_pid" 2>/dev/null || say "the server exited before SIGTERM"
 stopped=$SECONDS
 stop "$server_pid"
 server_pid=''
 stopped=$((SECONDS - stopped))
 [[ $stopped -le 10 ]] || say "the server took $stopped s to stop"
 grep -E '"level":"(WARN|ERROR)"' "$dir/server.log" | head -n 20 >&2 || true
-[[ $status == 0 ]] || { tail -n 5 "$dir/server.log" >&2; die "the server ended with $status"; }
+[[ $status == 0 ]] || { tail -n 5 "$dir/server.log" >&2; die "the server exited with code $status"; }
 
-# Both lists hold a line `clientId/seq bytes` for each report.
+# Both lists have one line per report: `clientId/seq bytes`.
 sed -nE 's|.*acknowledged ([0-9a-f-]+/[0-9]+) ([0-9]+).*|\1 \2|p' "$dir/k6.log" | sort >"$dir/acknowledged"
 shopt -s nullglob
-: >"$dir/foreign"
+: >"$dir/invalid"
 files=("$data"/reports-*.jsonl.zst)
-if [[ ${#files[@]} -gt 0 ]]; then zstdcat -- "${files[@]}"; fi | awk -v foreign="$dir/foreign" '
+if [[ ${#files[@]} -gt 0 ]]; then zstdcat -- "${files[@]}"; fi | awk -v invalid="$dir/invalid" '
   {
     start = substr($0, 1, 100)
     if (match(start, /^[{]"clientId":"[0-9a-f-]+","seq":[0-9]+,/) && /]}$/) {
       split(substr(start, 1, RLENGTH), part, /[{":,]+/)
       print part[3] "/" part[5], length($0)
     } else {
-      print substr($0, 1, 200) >foreign
+      print substr($0, 1, 200) >invalid
     }
-  }' | sort >"$dir/kept" || die "FAILED: a report file can't be read"
+  }' | sort >"$dir/stored" || die "FAILED: a report file can't be read"
 ids() { cut -d ' ' -f 1 "$dir/$1"; }
 count() { wc -l <"$dir/$1" | tr -d ' '; }
-comm -23 "$dir/acknowledged" "$dir/kept" >"$dir/missing"
-ids kept | uniq -d >"$dir/doubled"
-comm -13 <(ids acknowledged) <(ids kept | uniq) >"$dir/unanswered"
+comm -23 "$dir/acknowledged" "$dir/stored" >"$dir/missing"
+ids stored | uniq -d >"$dir/duplicated"
+comm -13 <(ids acknowledged) <(ids stored | uniq) >"$dir/unacknowledged"
 
 printf '%8d  reports acknowledged\n' "$(count acknowledged)"
-printf '%8d  reports in %d report files\n' "$(count kept)" "${#files[@]}"
-printf '%8d  acknowledged, but not in the files, or not whole\n' "$(count missing)"
-printf '%8d  in the files more than once\n' "$(count doubled)"
-printf '%8d  lines in the files that are no report\n' "$(count foreign)"
-printf '%8d  in the files, but k6 saw no 200 (no error: an answer can be lost on its way)\n' "$(count unanswered)"
+printf '%8d  reports in %d report files\n' "$(count stored)" "${#files[@]}"
+printf '%8d  acknowledged, but missing in the files or incomplete\n' "$(count missing)"
+printf '%8d  in the files more than once\n' "$(count duplicated)"
+printf '%8d  lines in the files that are not reports\n' "$(count invalid)"
+printf '%8d  in the files without a 200 (no error: an answer can be lost on its way)\n' "$(count unacknowledged)"
 
-[[ -s $dir/acknowledged ]] || die "FAILED: nothing was acknowledged"
+[[ -s $dir/acknowledged ]] || die "FAILED: no report was acknowledged"
 failed=''
-for list in missing doubled foreign; do
+for list in missing duplicated invalid; do
   [[ -s $dir/$list ]] || continue
   failed=1
-  say "$list, the first of them:"
+  say "$list (the first 3):"
   head -n 3 "$dir/$list" >&2
 done
-[[ -z $failed ]] || die "FAILED: the report files do not hold what was acknowledged"
-say "ok: every acknowledged report is in the files, exactly once"
-[[ $k6_status == 0 ]] || say "k6 ended with $k6_status"
+[[ -z $failed ]] || die "FAILED: the report files do not match the acknowledged reports"
+say "ok: every acknowledged report is in the files exactly once"
+[[ $k6_status == 0 ]] || say "k6 exited with code $k6_status"
 exit "$k6_status"

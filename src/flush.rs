@@ -1,8 +1,9 @@
-//! The flush task: sealed batch → report file → recycled batch.
+//! The flush thread: sealed batch → report file.
 //!
-//! One thread of its own, because all it does blocks. It and the compression threads that zstd starts from it run at a
-//! lower priority than the threads that answer requests.
+//! It is a thread because all of its work blocks. It runs at a lower priority than the threads that handle requests, and
+//! so do the compression threads that zstd starts from it.
 
+use std::collections::HashMap;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -10,41 +11,54 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::buffer::{Batch, Buffer};
-use crate::store::{Compression, Store};
-use crate::upkeep::be_nice;
+use crate::maintenance::lower_priority;
+use crate::store::{BatchId, Compression, Store};
 
-/// Pause between two tries of the same thing: doubled from the first to the last.
+/// Pause before a batch is retried. It doubles from the first value to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 const RETRY_LAST: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 5000 });
 
 /// Turns sealed batches into report files.
 #[derive(Debug)]
 pub struct Flusher {
-    /// Where the batches come from.
+    /// The source of batches.
     pub buffer: Arc<Buffer>,
-    /// Where the files go.
+    /// The data directory.
     pub store: Arc<Store>,
-    /// How to compress them.
+    /// How report files are compressed.
     pub compression: Compression,
-    /// How old the first report of a batch may become before it is flushed.
+    /// Maximum age of the first report of a batch.
     pub interval: Duration,
+    retries: HashMap<BatchId, Retry>,
+}
+
+/// When a batch that failed is tried again.
+#[derive(Debug)]
+struct Retry {
+    due: Instant,
+    pause: Duration,
 }
 
 impl Flusher {
-    /// Starts the flush task. It ends once the buffer is [closed](Buffer::close) and all of it is on disk.
-    ///
-    /// # Errors
-    /// When no thread can be started.
-    pub fn spawn(self) -> io::Result<JoinHandle<()>> {
-        let thread = thread::Builder::new().name("flush".to_owned()).spawn(move || self.run())?;
-        Ok(thread)
+    /// A flusher without failed batches.
+    #[must_use]
+    pub fn new(buffer: Arc<Buffer>, store: Arc<Store>, compression: Compression, interval: Duration) -> Self {
+        Self { buffer, store, compression, interval, retries: HashMap::new() }
     }
 
-    fn run(self) {
-        be_nice();
-        self.buffer.wake(thread::current());
+    /// Starts the flush thread. It ends when the buffer is [closed](Buffer::close) and every batch is flushed or spilled.
+    ///
+    /// # Errors
+    /// If the system cannot start a thread.
+    pub fn spawn(self) -> io::Result<JoinHandle<()>> {
+        thread::Builder::new().name("flush".to_owned()).spawn(move || self.run())
+    }
+
+    fn run(mut self) {
+        lower_priority();
+        self.buffer.set_flusher(thread::current());
         while !self.buffer.is_drained() {
-            // A panic is an error like any other here: without this thread nothing would be flushed any more.
+            // A panic counts as an error. Without this thread, nothing would be flushed.
             match panic::catch_unwind(AssertUnwindSafe(|| self.flush_next())) {
                 Ok(wait) => thread::park_timeout(wait),
                 Err(_) => thread::sleep(RETRY_LAST),
@@ -52,104 +66,142 @@ impl Flusher {
         }
     }
 
-    /// Flushes the next sealed batch, or has the active one sealed if that is due. Returns how long to wait after that,
-    /// if nothing happens before.
-    fn flush_next(&self) -> Duration {
-        let Some(batch) = self.buffer.next_sealed() else { return self.buffer.rotate_if_due(self.interval) };
-        // Nor must a panic take the batch with it.
-        while panic::catch_unwind(AssertUnwindSafe(|| self.flush(&batch))).is_err() {
-            thread::sleep(RETRY_LAST);
-        }
-        Duration::ZERO
+    /// Flushes the next sealed batch, or seals the active batch if that is due. Returns how long to wait for an event.
+    fn flush_next(&mut self) -> Duration {
+        let wait = match self.next_due() {
+            Ok(batch) => {
+                // Keep the batch if the flush panics.
+                if panic::catch_unwind(AssertUnwindSafe(|| self.flush_or_retry(&batch))).is_err() {
+                    self.retry_later(&batch);
+                }
+                return Duration::ZERO;
+            }
+            Err(wait) => wait,
+        };
+        self.buffer.rotate_if_due(self.interval).min(wait)
     }
 
-    /// Publishes a sealed batch, however often that has to be tried.
-    pub(crate) fn flush(&self, batch: &Batch) {
+    /// The sealed batch that has waited longest, except for batches whose pause has not ended. So a batch that fails does
+    /// not block the batches behind it. If there is none, returns how long to wait for one.
+    fn next_due(&mut self) -> Result<Arc<Batch>, Duration> {
+        let now = Instant::now();
+        // The queue also contains the failed batches, so that they can be spilled.
+        self.retries.retain(|_, retry| retry.due + 2 * RETRY_LAST > now);
+        let mut wait = Duration::MAX;
+        for _ in 0..self.buffer.sealed_len() {
+            let Some(batch) = self.buffer.next_sealed() else { break };
+            match self.retries.get(&batch.id()).map(|retry| retry.due.saturating_duration_since(now)) {
+                Some(pause) if !pause.is_zero() => {
+                    wait = wait.min(pause);
+                    self.buffer.return_sealed(batch);
+                }
+                _ => return Ok(batch),
+            }
+        }
+        Err(wait)
+    }
+
+    /// Flushes a sealed batch. If that fails, puts it back into the queue.
+    pub(crate) fn flush_or_retry(&mut self, batch: &Arc<Batch>) {
+        // Fewer resources for a retry: threads may be what the system could not provide.
+        let threads = if self.retries.contains_key(&batch.id()) { 1 } else { self.compression.threads };
+        match self.flush(batch, Compression { threads, ..self.compression }) {
+            Ok(()) => {
+                self.retries.remove(&batch.id());
+                batch.settle();
+            }
+            Err(error) => {
+                self.store.health().report(&error);
+                let retry_ms = self.retry_later(batch).as_millis() as u64;
+                tracing::error!(batch = %batch.id(), %error, retry_ms, "can't write a report file; retrying");
+            }
+        }
+    }
+
+    /// Puts a batch that failed back into the queue. Returns the pause before it is tried again.
+    fn retry_later(&mut self, batch: &Arc<Batch>) -> Duration {
+        let pause = self.retries.get(&batch.id()).map_or(RETRY_FIRST, |retry| (2 * retry.pause).min(RETRY_LAST));
+        self.retries.insert(batch.id(), Retry { due: Instant::now() + pause, pause });
+        self.buffer.return_sealed(Arc::clone(batch));
+        pause
+    }
+
+    /// Stages and publishes a sealed batch.
+    ///
+    /// # Errors
+    /// If the batch could not be staged. Later failures are left to recovery.
+    fn flush(&self, batch: &Batch, compression: Compression) -> io::Result<()> {
         let lines = loop {
             match batch.lines() {
                 Some(lines) => break lines,
-                // A late writer: it has reserved and is about to commit.
+                // A late writer has reserved bytes and is about to commit them.
                 None => thread::yield_now(),
             }
         };
-        let Some((_, last)) = batch.times() else { return };
+        let Some((_, last)) = batch.times() else { return Ok(()) };
         let reports: usize = lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum();
         let bytes_in: usize = lines.iter().map(|lines| lines.len()).sum();
         let started = Instant::now();
-        let stem = batch.stem();
-        let mut compression = self.compression;
-        // Under one name, however often it takes: the journal has it, and recovery goes by it.
-        let bytes_out = keep_trying("can't publish; the batch is kept", || {
-            let tried = self.store.publish(&stem, &lines, last, compression);
-            // Threads may be what was missing.
-            compression.threads = 1;
-            match tried {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.store.published(&stem, &lines),
-                published => published,
+        let staged = self.store.stage(batch.id(), &lines, last, compression)?;
+        let published = batch.remove_journal().and_then(|()| self.store.publish(&staged, compression));
+        let (file, bytes_out) = (staged.id.report_file(), staged.bytes);
+        drop(staged);
+        match published {
+            Ok(()) => {
+                let ms = started.elapsed().as_millis() as u64;
+                tracing::info!(file, reports, bytes_in, bytes_out, ms, "published");
             }
-        });
-        match self.store.sync() {
-            Ok(()) => batch.discard_journal(),
-            // Asking again might hide the error, but that is all that can be done without a journal. With one, it stays:
-            // it will be found an orphan that has its report file, once the directory can be synced.
-            Err(error) if batch.is_journaled() => {
-                tracing::error!(file = stem.report_file(), %error, "can't sync the directory; the journal is kept");
+            Err(error) => {
+                self.store.health().report(&error);
+                tracing::error!(file, %error, "can't publish a staged report file; retrying");
+                self.buffer.add_staged(batch.id());
             }
-            Err(_) => keep_trying("can't sync the directory; the batch is kept", || self.store.sync()),
         }
-        let ms = started.elapsed().as_millis() as u64;
-        tracing::info!(file = stem.report_file(), reports, bytes_in, bytes_out, ms, "published");
-    }
-}
-
-/// Tries until it works, with growing pauses.
-fn keep_trying<T>(failed: &str, mut work: impl FnMut() -> io::Result<T>) -> T {
-    let mut retry = RETRY_FIRST;
-    loop {
-        match work() {
-            Ok(done) => return done,
-            Err(error) => tracing::error!(%error, retry_ms = retry.as_millis() as u64, "{failed}"),
-        }
-        // Not parked: a batch that is sealed meanwhile must not cut the pause short.
-        thread::sleep(retry);
-        retry = (2 * retry).min(RETRY_LAST);
+        Ok(())
     }
 }
 
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
+    use std::fs;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::task::{Context, Wake, Waker};
 
     use super::*;
-    use crate::buffer::{Ack, Shape};
+    use crate::buffer::BufferLayout;
+    use crate::config::Ack;
     use crate::report::Reports;
 
-    /// Panics the first time, as the runtime's own does when the system refuses to wake a thread.
+    const COMPRESSION: Compression = Compression { level: 1, threads: 1 };
+
+    fn report_files(dir: &std::path::Path) -> usize {
+        fs::read_dir(dir).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_file()).count()
+    }
+
+    /// Panics when it is first woken, as tokio does when the system refuses to wake a thread.
     #[derive(Default)]
     struct Panics(AtomicBool);
 
     impl Wake for Panics {
         fn wake(self: Arc<Self>) {
-            assert!(self.0.swap(true, Ordering::Relaxed), "can't be woken");
+            assert!(self.0.swap(true, Ordering::Relaxed), "cannot be woken");
         }
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "Miri knows no such files")]
-    fn a_panic_between_two_batches_is_not_the_end_of_all_files() {
+    #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+    fn a_panic_between_two_batches_does_not_end_the_flush_thread() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(dir.path()).unwrap());
-        let buffer = Arc::new(Buffer::new(Shape { batches: 2, shards: 1, segment_bytes: 8 }, Ack::Memory, None, 0));
+        let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 8 };
+        let buffer = Arc::new(Buffer::new(layout, Ack::Memory, None, 0));
         buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
 
-        // Woken by the flush task when it has the batch sealed.
+        // The flush thread wakes it when it seals the batch.
         let panics = Arc::new(Panics::default());
-        let mut room = std::pin::pin!(buffer.room());
-        assert!(room.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&panics)))).is_pending());
-        let compression = Compression { level: 1, threads: 1 };
-        let flusher = Flusher { buffer: Arc::clone(&buffer), store, compression, interval: Duration::ZERO };
-        let flusher = flusher.spawn().unwrap();
+        let mut capacity = std::pin::pin!(buffer.capacity());
+        assert!(capacity.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::clone(&panics)))).is_pending());
+        let flusher = Flusher::new(Arc::clone(&buffer), store, COMPRESSION, Duration::ZERO).spawn().unwrap();
         while !panics.0.load(Ordering::Relaxed) {
             assert!(!flusher.is_finished());
             thread::yield_now();
@@ -157,6 +209,36 @@ mod tests {
         buffer.close();
         flusher.join().unwrap();
         assert!(buffer.is_drained());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "one report file");
+        assert_eq!(report_files(dir.path()), 1);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+    fn a_batch_that_fails_does_not_block_the_batches_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(dir.path()).unwrap());
+        let layout = BufferLayout { batches: 3, shards: 1, chunk_bytes: 3 };
+        let buffer = Arc::new(Buffer::new(layout, Ack::Memory, None, 0));
+        let report = Reports::check(b"{}").unwrap();
+        let bad = buffer.append(&report).unwrap().batch;
+        buffer.append(&report).unwrap();
+        // A directory in place of the staged file stops the first batch, and no other.
+        let obstacle = dir.path().join("tmp").join(bad.id().report_file());
+        fs::create_dir(&obstacle).unwrap();
+        drop(bad);
+        buffer.close();
+        let mut flusher = Flusher::new(Arc::clone(&buffer), store, COMPRESSION, Duration::ZERO);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while report_files(dir.path()) == 0 {
+            assert!(Instant::now() < deadline);
+            flusher.flush_next();
+        }
+        assert!(!buffer.is_drained(), "the first batch is still there");
+        fs::remove_dir(&obstacle).unwrap();
+        while !buffer.is_drained() {
+            assert!(Instant::now() < deadline);
+            flusher.flush_next();
+        }
+        assert_eq!(report_files(dir.path()), 2);
     }
 }

@@ -2,59 +2,66 @@
 //!
 //! # The path of one report
 //!
-//! 1. [`server`] accepts a connection and hands it to [`http`], where hyper reads a request and `connection` watches
-//!    how long that takes. `ingest` receives the body, within `MAX_BODY_BYTES`, and unpacks it if it is compressed.
-//! 2. [`report`] checks the body: UTF-8, JSON, an object or several, none too deep. What comes out is one line for each.
-//! 3. [`buffer`] appends the lines to the active batch: one reservation, copy, commit, in the segment of the calling
-//!    thread, without a lock.
-//! 4. The task waits for its ticket: one of those that wait writes all that is new to the batch's journal in [`store`],
-//!    and syncs it if `ACK` says so. Then the clients are told 200.
-//! 5. The batch is full, or its first report `FLUSH_INTERVAL` old: a free batch takes its place, and it is sealed.
-//! 6. [`flush`] waits for the last writer of the sealed batch and hands its lines to [`store`], which compresses them
-//!    into a temporary file, syncs it, links it to its final name and syncs the directory.
-//! 7. The journal is dropped. Then the last reference to the batch is, and with that its memory is free for the next
-//!    one.
+//! 1. [`server`] accepts a connection and passes it to [`http`]. hyper reads a request, and `http::conn` limits the time
+//!    for that. `http::admission` checks write keys and rates. `http::body` reads the body within `MAX_BODY_BYTES` and
+//!    decodes it.
+//! 2. [`report`] checks the body: UTF-8, JSON, one or more objects, none nested too deep. The result is one line per
+//!    report.
+//! 3. [`buffer`] appends the lines to the active batch without a lock: reserve, copy, commit, in the chunk of the calling
+//!    thread.
+//! 4. The request waits for its ticket. One of the waiting requests leads: it writes all new lines to the journal in
+//!    [`store`], and syncs the journal if `ACK=disk`. Then all of them are answered with 200.
+//! 5. When the batch is full, or its first report is `FLUSH_INTERVAL` old, a free batch takes its place. The old batch is
+//!    sealed.
+//! 6. [`flush`] waits for the last writer of the sealed batch and passes its lines to [`store`], which compresses and syncs
+//!    them as a staged file in `tmp/`.
+//! 7. The journal is removed, and the staged file is renamed to its final name. The last reference to the batch is
+//!    dropped, which returns its memory.
+//!
+//! [`maintenance`] runs beside this path: it creates journals ahead of time, watches the disk, and recovers the journals
+//! of dead servers.
 //!
 //! ```text
-//!   http  ──►  buffer  ──►  store         imports run this way only
-//!   server, flush and upkeep above, report and config beside
+//!   cli ──► server ──► http ──► buffer ──► store        imports point one way
+//!           flush, maintenance ──► buffer, store
+//!           config, report: at the bottom, imported by all
 //! ```
 //!
-//! # What holds at all times
+//! # Invariants
 //!
-//! - A report that was answered with 200 is in exactly one batch, and a batch becomes exactly one file. A batch whose
-//!   file can't be written is kept and tried again, until the process ends.
-//! - A request that was refused left nothing behind, but for one case: when a journal can't be written, the reports that
-//!   waited for it are refused, and may be flushed all the same.
-//! - A file has its final name only when it is complete and on disk, and is never changed or replaced after that.
-//! - Memory is bounded: `BUFFER_BYTES` for batches, `INFLIGHT_BYTES` for bodies that come in pieces or compressed (and
-//!   as much again for those of them that are folded or arrays), one decoder for each of `WORKERS`, one read buffer
-//!   for each of `MAX_CONNECTIONS` (a window of about that size with HTTP/2), and a fixed number of idempotency keys.
-//!   In a burst, a batch that waits for its flush and is wholly in its journal gives up its memory, within
-//!   `SPILL_BYTES`, and [`upkeep`] recovers that journal as it does those of dead servers. Beyond that, requests wait
-//!   a moment and are then refused.
-//! - Lines of one thread keep their order within a batch, and batches theirs in the time that their names tell. A
-//!   client's requests may be answered by different threads, so that is no promise to clients.
+//! - A report that was answered with 200 is in exactly one batch. A batch becomes exactly one report file. If the file
+//!   cannot be written, the batch is retried until the process ends.
+//! - A refused request leaves nothing behind, with one exception: a request that is refused with `not-durable` may still
+//!   be stored later.
+//! - A report file gets its name when it is complete and synced. It is never changed or replaced afterwards.
+//! - A batch is published once, even if its report file is removed at once and the process crashes at any point.
+//! - The reports of one request are stored together and in order, or not at all: one request is one reservation. There is
+//!   no order between requests, not even between requests of one client.
+//! - Memory is limited: `BUFFER_BYTES` for batches; `INFLIGHT_BYTES` for bodies that arrive in pieces or compressed, and as
+//!   much again for arrays and objects with line breaks; one decoder per worker; one read buffer per connection (with
+//!   HTTP/2 a window of about that size); a fixed number of idempotency keys. In a burst, a sealed batch that is completely
+//!   in its journal releases its memory, within `SPILL_BYTES`, and recovery publishes the journal. Beyond that, requests
+//!   wait for a moment and are then refused.
 //!
-//! # What a 200 promises
+//! # What a 200 guarantees
 //!
-//! That the report will be in a report file, even if ([`buffer::Ack`]):
+//! The report will be in a report file, even if ([`config::Ack`]):
 //!
-//! - `memory`: the server is stopped in good order;
-//! - `journal`: the process dies, however it does;
-//! - `disk`: the machine does.
+//! - `memory`: the server is shut down in an orderly way;
+//! - `journal`: the process dies in any way;
+//! - `disk`: the machine loses power or its kernel crashes.
 //!
-//! [`store::recover`] keeps that promise: it makes report files of the journals that a dead process has left. A report
-//! that got no 200 may be in the files as well.
+//! No mode survives the loss of the disk. [`store::recover`] turns the journals of dead processes into report files.
 
 pub mod buffer;
+pub mod cli;
 pub mod config;
-pub mod flush;
-pub mod healthcheck;
-pub mod http;
 #[cfg(all(test, not(netwatch_loom)))]
-mod promise;
+mod durability_tests;
+pub mod flush;
+pub mod http;
+pub mod listen;
+pub mod maintenance;
 pub mod report;
 pub mod server;
 pub mod store;
-pub mod upkeep;

@@ -1,81 +1,38 @@
-//! Wires the rooms together: listens, accepts, and on a stop drains and flushes.
+//! One server: wires the modules together, accepts connections, and on shutdown drains and flushes.
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use listenfd::ListenFd;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::buffer::{Ack, Buffer};
-use crate::config::Config;
+use crate::buffer::{Buffer, BufferLayout};
+use crate::config::{Ack, Config};
 use crate::flush::Flusher;
 use crate::http::{self, App};
-use crate::store::Store;
-use crate::upkeep::Upkeep;
+use crate::listen::raise_file_limit;
+use crate::maintenance::Maintenance;
+use crate::store::{Compression, Store};
 
-/// Connections that the kernel completes before they are accepted: thousands of browsers come within one second. The
-/// kernel lowers it to its own limit (`net.core.somaxconn`).
-const BACKLOG: i32 = 8192;
-
-/// Pause after a failed accept: without file descriptors or memory, the next try would fail as well.
+/// Pause after a failed accept. Without file descriptors or memory, the next accept would fail as well.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// File descriptors for all that is not a connection.
+/// File descriptors that are not connections.
 const OTHER_FILES: u64 = 128;
 
-/// The listening socket that systemd has opened for this process (`LISTEN_FDS`), if there is one.
+/// Time between two log lines that count refused requests.
+const REFUSAL_SUMMARY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Serves until `shutdown` resolves. Then finishes the open requests, flushes all acknowledged reports, and returns.
 ///
 /// # Errors
-/// When what was handed over is no TCP socket that listens.
-pub fn inherited() -> io::Result<Option<std::net::TcpListener>> {
-    ListenFd::from_env().take_tcp_listener(0)
-}
-
-/// Opens a listening socket; with `reuse_port`, beside others that were opened so.
-///
-/// # Errors
-/// Whatever the system says, such as that the port is in use.
-pub fn listen(host: IpAddr, port: u16, reuse_port: bool) -> io::Result<std::net::TcpListener> {
-    let bind = |address: SocketAddr| {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // A restart must not wait for the connections of the last run to be forgotten.
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(reuse_port)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket.into())
-    };
-    match bind(SocketAddr::new(host, port)) {
-        // A machine without IPv6: all interfaces are those of IPv4.
-        Err(error) if host.is_ipv6() && host.is_unspecified() && no_ipv6(&error) => {
-            bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))
-        }
-        bound => bound,
-    }
-}
-
-fn no_ipv6(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
-}
-
-/// Serves until `shutdown` resolves, then lets the requests in flight finish, flushes all that was acknowledged, and
-/// returns.
-///
-/// # Errors
-/// When `listener` is not a usable socket or no thread can be started; nothing was served then.
+/// If `listener` is not usable, or the first journals cannot be created, or no thread can be started. Nothing was served
+/// then.
 pub async fn run(
     config: Config,
     store: Store,
@@ -85,73 +42,88 @@ pub async fn run(
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let store = Arc::new(store);
-    let shape = config.shape();
+    let layout = BufferLayout::from(&config);
+    let compression = Compression::from(&config);
     let journals = match config.ack {
         Ack::Memory => None,
-        Ack::Journal | Ack::Disk => Some(store.journals(shape.shards * shape.segment_bytes).map_err(io::Error::other)?),
+        Ack::Journal | Ack::Disk => Some(store.journals(layout.batch_bytes())?),
     };
-    let buffer = Arc::new(Buffer::new(shape, config.ack, journals, config.spill_bytes as u64));
-    let upkeep = Upkeep {
+    let buffer = Arc::new(Buffer::new(layout, config.ack, journals, config.spill_bytes as u64));
+    let maintenance = Maintenance {
         buffer: Arc::clone(&buffer),
         store: Arc::clone(&store),
         min_free_bytes: config.min_free_bytes as u64,
-        compression: config.compression(),
+        compression,
     };
-    let keeper = upkeep.spawn()?;
-    let flusher = Flusher {
-        buffer: Arc::clone(&buffer),
-        store,
-        compression: config.compression(),
-        interval: config.flush_interval,
-    }
-    .spawn()?;
-    // The thread that syncs journals. tokio panics when it can't start one and there is none.
+    let maintenance_thread = maintenance.spawn()?;
+    let flusher = Flusher::new(Arc::clone(&buffer), Arc::clone(&store), compression, config.flush_interval).spawn()?;
+    // Starts the thread that syncs journals. tokio would panic later if the system could not start it.
     tokio::task::spawn_blocking(|| {}).await.map_err(io::Error::other)?;
-    let app = Arc::new(App::new(&config, Arc::clone(&buffer)));
+    let app = Arc::new(App::new(&config, Arc::clone(&buffer), store));
     let connections = Connections::new(&config);
-    tracing::info!(address = %listener.local_addr()?, "listening");
-    tell_systemd(NotifyState::Ready);
+    let address = listener.local_addr()?;
+    tracing::info!(%address, url = format!("http://{}/api/v1/reports", reachable(address)), "listening");
+    notify_systemd(NotifyState::Ready);
 
     let stop = async {
         shutdown.await;
-        tracing::info!("stopping");
-        tell_systemd(NotifyState::Stopping);
-        app.leave();
+        tracing::info!("shutting down");
+        notify_systemd(NotifyState::Stopping);
+        app.announce_shutdown();
         tokio::time::sleep(config.shutdown_delay).await;
     };
     tokio::select! {
         () = connections.accept(&listener, &app) => {}
+        () = log_refusals(&app) => {}
         () = stop => {}
     }
-    connections.accept_rest(listener, &app)?;
+    connections.accept_backlog(listener, &app)?;
     app.drain();
     connections.closed(config.shutdown_timeout).await;
+    app.log_refusals();
     buffer.close();
-    // Without a bound: what was acknowledged is not given up. A second signal ends the process all the same.
-    // On this thread: the system may have no other to give.
+    // Without a time limit, because acknowledged reports must not be given up. A second signal ends the process.
+    // On this thread, because the system may not be able to start another one.
     let flushed = tokio::task::block_in_place(move || {
-        upkeep.recover_spilled_after(|| flusher.join())?;
-        keeper.thread().unpark();
-        keeper.join()
+        maintenance.recover_spilled_after(|| flusher.join())?;
+        maintenance_thread.thread().unpark();
+        maintenance_thread.join()
     });
     match flushed {
         Ok(()) => tracing::info!("stopped; all reports are on disk"),
-        Err(_) => return Err(io::Error::other("the flush task ended before all reports were on disk")),
+        Err(_) => return Err(io::Error::other("a background thread ended before all reports were on disk")),
     }
     Ok(())
 }
 
-/// Tells systemd, if it has started this process, how far it has got.
-fn tell_systemd(state: NotifyState<'_>) {
+/// An address that clients on this machine can connect to.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip().is_unspecified() {
+        true => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), address.port()),
+        false => address,
+    }
+}
+
+async fn log_refusals(app: &App) {
+    let mut interval = interval(REFUSAL_SUMMARY_INTERVAL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        app.log_refusals();
+    }
+}
+
+/// Tells systemd the state of the service, if systemd has started this process.
+fn notify_systemd(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!(%error, "can't notify systemd");
     }
 }
 
-/// The places for open connections.
+/// Permits for open connections.
 #[derive(Debug)]
 struct Connections {
-    free: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     max: u32,
 }
 
@@ -163,25 +135,25 @@ impl Connections {
             tracing::warn!(max, wanted, "fewer connections than MAX_CONNECTIONS: the limit of open files is too low");
         }
         let max = u32::try_from(max).unwrap_or(u32::MAX);
-        Self { free: Arc::new(Semaphore::new(max as usize)), max }
+        Self { permits: Arc::new(Semaphore::new(max as usize)), max }
     }
 
-    /// Accepts for ever, as long as there are places. Beyond that, clients wait in the backlog.
+    /// Accepts connections forever, while there are permits. Further clients wait in the backlog of the kernel.
     async fn accept(&self, listener: &TcpListener, app: &Arc<App>) {
-        let mut told = false;
+        let mut is_logged = false;
         loop {
-            let place = match Arc::clone(&self.free).try_acquire_owned() {
-                Ok(place) => place,
+            let permit = match Arc::clone(&self.permits).try_acquire_owned() {
+                Ok(permit) => permit,
                 Err(_) => {
-                    // Once: whoever holds all of them could make it a line for each connection that comes and goes.
-                    if !told {
-                        tracing::warn!(max = self.max, "all connections are taken; new ones wait from now on");
-                        told = true;
+                    // Logged once until half of the permits are free again. A client could cause a line per connection.
+                    if !is_logged {
+                        tracing::warn!(max = self.max, "MAX_CONNECTIONS reached; new connections wait");
+                        is_logged = true;
                     }
-                    Arc::clone(&self.free).acquire_owned().await.expect("never closed")
+                    Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed")
                 }
             };
-            told &= self.free.available_permits() < self.max as usize / 2;
+            is_logged &= self.permits.available_permits() < self.max as usize / 2;
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
@@ -191,56 +163,45 @@ impl Connections {
                     continue;
                 }
             };
-            serve(app, stream, peer, place);
+            serve(app, stream, peer, permit);
         }
     }
 
-    /// Accepts what the kernel has completed already, as far as there are places, and closes the socket: a client that
-    /// is in the backlog by then would be reset.
-    fn accept_rest(&self, listener: TcpListener, app: &Arc<App>) -> io::Result<()> {
-        // Not through the runtime: it may not have heard of them yet.
+    /// Accepts the connections in the backlog, while there are permits, and closes the socket. Otherwise the kernel would
+    /// reset these connections.
+    fn accept_backlog(&self, listener: TcpListener, app: &Arc<App>) -> io::Result<()> {
+        // Not through the runtime, which may not know of them yet.
         let listener = listener.into_std()?;
-        while let Ok(place) = Arc::clone(&self.free).try_acquire_owned()
+        while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned()
             && let Ok((stream, peer)) = listener.accept()
         {
             stream.set_nonblocking(true)?;
-            serve(app, TcpStream::from_std(stream)?, peer, place);
+            serve(app, TcpStream::from_std(stream)?, peer, permit);
         }
         Ok(())
     }
 
-    /// Waits until no connection is left, `within` at the most.
-    async fn closed(&self, within: Duration) {
-        // The wait must be over, and have given back the places it had, before they are counted.
-        let closed = timeout(within, self.free.acquire_many(self.max)).await.is_ok();
-        if !closed {
-            let open = self.max as usize - self.free.available_permits();
-            tracing::warn!(open, "some connections did not end in time; their requests are not answered");
+    /// Waits until all connections are closed, but no longer than `limit`.
+    async fn closed(&self, limit: Duration) {
+        // A separate statement: the permits that the wait has collected are released before they are counted.
+        let is_closed = timeout(limit, self.permits.acquire_many(self.max)).await.is_ok();
+        if !is_closed {
+            let open = self.max as usize - self.permits.available_permits();
+            tracing::warn!(
+                open,
+                "some connections did not finish within SHUTDOWN_TIMEOUT; closing them without an answer"
+            );
         }
     }
 }
 
-fn serve(app: &Arc<App>, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+fn serve(app: &Arc<App>, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "can't turn off Nagle's algorithm"); // already gone
+        tracing::debug!(%peer, %error, "can't turn off Nagle's algorithm"); // the client is gone already
     }
     let serving = http::serve(Arc::clone(app), stream, peer);
     tokio::spawn(async move {
         serving.await;
-        drop(place);
+        drop(permit);
     });
-}
-
-/// Raises the limit of open files to `wanted` if it is lower and may be raised; returns what holds then.
-fn raise_file_limit(wanted: u64) -> u64 {
-    let limit = getrlimit(Resource::Nofile);
-    let current = limit.current.unwrap_or(u64::MAX);
-    let raised = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
-    if raised <= current {
-        return current;
-    }
-    match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
-        Ok(()) => raised,
-        Err(_) => current,
-    }
 }

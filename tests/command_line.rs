@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::process::Command;
 
 use common::{Server, command};
-use netwatch_server::config::SETTINGS;
+use netwatch_server::config::settings;
 
 /// Runs to the end; returns the exit code, standard output and standard error.
 fn run(command: &mut Command) -> (i32, String, String) {
@@ -133,13 +133,14 @@ fn settings_come_from_a_file_too_and_the_environment_wins() {
 
 #[test]
 fn an_empty_value_stands_for_the_default() {
-    let server = Server::start(&[("ZSTD_LEVEL", ""), ("BATCH_BYTES", " ")]);
-    let starting = server.wait_for_log("starting", |_| true);
-    let settings = starting["fields"]["settings"].as_str().unwrap();
-    for setting in SETTINGS {
-        assert!(settings.contains(&format!("{}=", setting.name)), "{settings}");
+    let server = Server::start(&[("ZSTD_LEVEL", ""), ("BATCH_BYTES", " "), ("DEBUG", "on")]);
+    let changed = server.wait_for_log("starting", |_| true)["fields"]["changed_settings"].as_str().unwrap().to_owned();
+    assert!(changed.contains("DEBUG=on") && !changed.contains("ZSTD_LEVEL"), "{changed}");
+    let all = server.wait_for_log("all settings", |_| true)["fields"]["settings"].as_str().unwrap().to_owned();
+    for setting in settings() {
+        assert!(all.contains(&format!("{}=", setting.name)), "{all}");
     }
-    assert!(settings.contains("ZSTD_LEVEL=1 ") && settings.contains("BATCH_BYTES=10MiB "), "{settings}");
+    assert!(all.contains("ZSTD_LEVEL=1 ") && all.contains("BATCH_BYTES=10MiB "), "{all}");
 }
 
 #[test]
@@ -148,12 +149,12 @@ fn help_and_the_readme_list_every_setting_with_its_default() {
     let (code, help, _) = run(command(dir.path()).arg("--help"));
     assert_eq!(code, 0);
     let readme = include_str!("../README.md");
-    for setting in SETTINGS {
+    for setting in settings() {
         assert!(help.contains(&format!("{}={}\n", setting.name, setting.default)), "{help}");
         let row = format!("| `{}` | `{}` | {} |", setting.name, setting.default, setting.help);
         assert!(readme.contains(&row), "the README lacks: {row}");
     }
-    let known: HashSet<_> = SETTINGS.iter().map(|setting| setting.name).chain(["CONFIG_FILE"]).collect();
+    let known: HashSet<_> = settings().map(|setting| setting.name).chain(["CONFIG_FILE"]).collect();
     let rows = readme.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
     for name in rows.filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_')) {
         assert!(known.contains(name), "the README has {name}, which can't be set");

@@ -1,9 +1,9 @@
-//! Reports to measure with: made up, shaped like those of real clients, and the same ones in every run.
+//! Generated reports for the benchmarks: similar to those of real clients, and the same in every run.
 
 use std::f64::consts::TAU;
 use std::fmt::{self, Write};
 
-/// Where a client is: country, city, latitude, longitude, and the network (autonomous system) it is in.
+/// The location of a client: country, city, latitude, longitude and network (autonomous system number).
 const PLACES: [(&str, &str, f64, f64, u32); 12] = [
     ("DE", "Berlin", 52.5, 13.4, 3320),
     ("US", "New York", 40.7, -74.0, 7922),
@@ -19,7 +19,7 @@ const PLACES: [(&str, &str, f64, f64, u32); 12] = [
     ("SG", "Singapore", 1.4, 103.8, 4773),
 ];
 
-/// What clients watch: a host's name, its URL, and its median latency in milliseconds.
+/// The hosts that clients monitor: name, URL and median latency in milliseconds.
 const HOSTS: [(&str, &str, f64); 10] = [
     ("API", "https://api.example.com/ping", 38.0),
     ("Auth", "https://auth.example.com/up", 45.0),
@@ -33,30 +33,30 @@ const HOSTS: [(&str, &str, f64); 10] = [
     ("Files", "https://files.example.net/", 33.0),
 ];
 
-/// The name of a client's network. A report takes as much of it as it needs to have its size.
+/// The name of a client's network. A report uses a prefix of it that fills the report to the target size.
 const NETWORK: &str = "Example Telecom International Carrier";
 
-/// The spread of a host's latencies: the standard deviation of their logarithm.
+/// The standard deviation of the logarithm of a host's latencies.
 const LATENCY_SIGMA: f64 = 0.6;
 
-/// 2026-11-22T00:00:00Z in milliseconds since 1970. All reports are of this day.
+/// 2026-11-22T00:00:00Z in milliseconds since 1970. All reports are from this day.
 const DAY_START_MS: u64 = 1_795_305_600_000;
 const DAY_MS: u64 = 86_400_000;
 const SAMPLE_INTERVAL_MS: u64 = 5_000;
 const SAMPLES_PER_HOST: usize = 8;
 
-/// The most that one more sample, or one more host with a single sample, adds to a report.
+/// The maximum size of an additional sample, and of an additional host with one sample.
 const SAMPLE_BYTES: usize = 38;
 const HOST_BYTES: usize = 130;
 const END: &str = "]}]}";
 
-/// An endless row of reports, each different, decided by the seed alone.
+/// An endless sequence of different reports. The seed determines the sequence.
 ///
-/// Time passes from one report to the next as it does at a busy collector, client ids are random, latencies follow a
-/// log-normal law, and one sample in fifty is a timeout.
+/// The time advances between reports as at a busy collector. Client ids are random. Latencies have a log-normal
+/// distribution, and one sample in fifty is a timeout.
 pub(crate) struct Reports {
     random: SplitMix64,
-    /// When the last report was sent, in milliseconds since the day began.
+    /// The time of the last report, in milliseconds since the start of the day.
     clock_ms: u64,
 }
 
@@ -65,7 +65,8 @@ impl Reports {
         Self { random: SplitMix64(seed), clock_ms: 12 * 3_600_000 }
     }
 
-    /// The next report, as one line of JSON: exactly `target_bytes` long from 320 bytes on, within 5 % from 290.
+    /// The next report, as one line of JSON. Its length is exactly `target_bytes` if that is 320 or more, and within
+    /// 5 % of it if that is 290 or more.
     pub(crate) fn report(&mut self, target_bytes: usize) -> Vec<u8> {
         self.clock_ms = (self.clock_ms + self.random.below(8)) % DAY_MS;
         let client_id = Uuid(self.random.next(), self.random.next());
@@ -83,7 +84,7 @@ impl Reports {
         json.into_bytes()
     }
 
-    /// What follows the network's name: as many hosts and samples as `room_bytes` hold, and at least one.
+    /// The part after the name of the network: as many hosts and samples as fit into `room_bytes`, and at least one.
     fn hosts(&mut self, room_bytes: usize) -> String {
         let mut json = String::from(r#""},"hosts":["#);
         let mut host = self.random.index(HOSTS.len());
@@ -111,7 +112,7 @@ impl Reports {
         json
     }
 
-    /// The sample that was taken `age` intervals before the report was sent.
+    /// Appends the sample from `age` intervals before the time of the report.
     fn push_sample(&mut self, json: &mut String, age: usize, median_ms: f64) {
         let t = DAY_START_MS + self.clock_ms - age as u64 * SAMPLE_INTERVAL_MS;
         if self.random.below(50) == 0 {
@@ -124,7 +125,7 @@ impl Reports {
 }
 
 fn push(json: &mut String, text: fmt::Arguments<'_>) {
-    json.write_fmt(text).expect("a String takes all that is written to it");
+    json.write_fmt(text).expect("writing to a String succeeds");
 }
 
 /// A random (version 4) UUID.
@@ -138,7 +139,7 @@ impl fmt::Display for Uuid {
     }
 }
 
-/// Milliseconds since the day began, shown as RFC 3339.
+/// Milliseconds since the start of the day, displayed as RFC 3339.
 struct Timestamp(u64);
 
 impl fmt::Display for Timestamp {
@@ -161,7 +162,7 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
-    /// A number in `0..bound`; its bias is far below anything that a benchmark sees.
+    /// A number in `0..bound`. Its bias is negligible for a benchmark.
     fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
@@ -175,7 +176,7 @@ impl SplitMix64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// A standard normal number (Box and Muller's method, half of its yield).
+    /// A number with a standard normal distribution (the Box–Muller method, using one of its two results).
     fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         radius * (TAU * self.unit()).cos()

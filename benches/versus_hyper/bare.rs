@@ -1,4 +1,4 @@
-//! Bare hyper: takes each report in, keeps nothing, and answers as netwatch-server does.
+//! Bare hyper: reads each report, discards it, and answers like netwatch-server.
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
@@ -17,10 +17,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{ANSWER, Result};
 
-/// The first argument by which the benchmark starts itself again as this server.
+/// The benchmark starts itself with this first argument to run as this server.
 pub(crate) const COMMAND: &str = "serve-bare";
 
-/// Serves on a free port of 127.0.0.1, named on stderr in netwatch-server's own words, until SIGTERM.
+/// Serves on a free port of 127.0.0.1 until SIGTERM. Logs the address to stderr in the format of netwatch-server.
 pub(crate) fn serve() -> Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let mut terminated = signal(SignalKind::terminate())?;

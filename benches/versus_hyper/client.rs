@@ -1,4 +1,4 @@
-//! A client that takes as little of the machine as it can: one thread, two system calls a request.
+//! A client with minimal CPU usage: one thread, two system calls per request.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -15,21 +15,21 @@ use nix::time::ClockId;
 use crate::common::Reports;
 use crate::{ANSWER, Result};
 
-/// More than a batch of netwatch-server, so that no batch holds a report twice.
+/// More than one batch of netwatch-server, so that no batch contains the same report twice.
 const POOL_BYTES: usize = 16 << 20;
 
-/// Longer than any answer. A read that does not fill it has emptied the socket.
+/// More than the longest answer. A read that does not fill this buffer has emptied the socket.
 const READ_BYTES: usize = 16 << 10;
 
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// No answer on any connection for so long means that the server hangs.
+/// If no connection receives an answer for this long, the server hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Requests made ready to be sent, used one after the other and then again from the first.
+/// Prepared requests, used in a cycle.
 pub(crate) struct Requests {
     bytes: Vec<u8>,
-    /// Where each request ends.
+    /// The end offset of each request.
     ends: Vec<usize>,
     next: usize,
 }
@@ -60,21 +60,21 @@ impl Requests {
     }
 }
 
-/// What came of driving a server for some time.
+/// The measurements of one `drive`.
 pub(crate) struct Load {
-    /// All requests; each of them was answered with 200.
+    /// The number of requests. All of them were answered with 200.
     pub(crate) answered: u64,
-    /// Those whose answer came before the time was over: all but the last one of each connection.
+    /// The number of answers before the deadline: all except the last one of each connection.
     pub(crate) answered_in_time: u64,
     /// In nanoseconds.
     pub(crate) latency: Histogram<u64>,
     /// From the first request to the last answer.
     pub(crate) wall_time: Duration,
-    /// What the client took of the CPU in that time.
+    /// The CPU time of the client in that time.
     pub(crate) cpu_time: Duration,
 }
 
-/// Keep-alive connections, each with no more than one request in flight.
+/// Keep-alive connections, each with at most one request in flight.
 pub(crate) struct Client<'a> {
     poll: Poll,
     connections: Vec<Connection>,
@@ -98,11 +98,11 @@ impl<'a> Client<'a> {
         Ok(Self { poll, connections, requests })
     }
 
-    /// Sends request after request on every connection for this long, then awaits the answers that are still missing.
+    /// Sends requests continuously on every connection for this long, then waits for the remaining answers.
     ///
     /// # Errors
     ///
-    /// Whatever is not a complete answer with status 200 and the expected body ends the run.
+    /// Fails on any answer that is not complete, or does not have status 200 and the expected body.
     pub(crate) fn drive(&mut self, time: Duration) -> Result<Load> {
         let Self { poll, connections, requests } = self;
         let mut events = Events::with_capacity(1024);
@@ -122,7 +122,7 @@ impl<'a> Client<'a> {
                 polled => polled?,
             }
             if events.is_empty() {
-                return Err(format!("{in_flight} requests had no answer after {PATIENCE:?}").into());
+                return Err(format!("no answer to {in_flight} requests within {PATIENCE:?}").into());
             }
             for event in &events {
                 let connection = &mut connections[event.token().0];
@@ -152,9 +152,9 @@ fn thread_cpu_time() -> Result<Duration> {
 struct Connection {
     stream: TcpStream,
     sent_at: Instant,
-    /// The part of the pool that the socket has not taken yet.
+    /// The part of the pool that is not yet written to the socket.
     unsent: Range<usize>,
-    /// The beginning of an answer that came in pieces.
+    /// The beginning of an answer that arrives in several pieces.
     received: Vec<u8>,
 }
 
@@ -165,7 +165,7 @@ impl Connection {
         self.write(&requests.bytes)
     }
 
-    /// One write, as a rule. What the socket has no room for is sent when it is writable.
+    /// Usually one write. If the socket buffer is full, the rest is sent when the socket is writable.
     fn write(&mut self, pool: &[u8]) -> Result<()> {
         while !self.unsent.is_empty() {
             match self.stream.write(&pool[self.unsent.clone()]) {
@@ -177,14 +177,14 @@ impl Connection {
         Ok(())
     }
 
-    /// Does what the event allows, and tells whether the request has now been answered.
+    /// Writes and reads as the event allows. Returns whether the answer is complete.
     fn progress(&mut self, event: &Event, pool: &[u8], scratch: &mut [u8; READ_BYTES]) -> Result<bool> {
         self.write(pool)?;
         Ok(event.is_readable() && self.read(scratch)?)
     }
 
-    /// One read. A second one, to see that the socket is empty, would tell nothing: the first was shorter than its
-    /// buffer, and whatever comes later is another event.
+    /// Reads once. A second read is not necessary: the first one did not fill the buffer, so the socket is empty, and
+    /// later data causes another event.
     fn read(&mut self, scratch: &mut [u8; READ_BYTES]) -> Result<bool> {
         let read_bytes = match self.stream.read(scratch) {
             Ok(0) => return Err("the server closed a connection".into()),
@@ -205,7 +205,7 @@ impl Connection {
     }
 }
 
-/// Whether this is all of an answer, and not just its beginning.
+/// Whether this is a complete answer, and not only its beginning.
 fn is_whole(answer: &[u8]) -> Result<bool> {
     let Some(head_bytes) = memmem::find(answer, HEAD_END) else {
         return Ok(false);
@@ -217,7 +217,7 @@ fn is_whole(answer: &[u8]) -> Result<bool> {
     {
         Ok(body.len() == ANSWER.len())
     } else {
-        Err(format!("a report was answered with\n{}", String::from_utf8_lossy(answer)).into())
+        Err(format!("unexpected answer to a report:\n{}", String::from_utf8_lossy(answer)).into())
     }
 }
 

@@ -1,4 +1,4 @@
-//! A server as a process of its own: started, accounted for, and ended in order.
+//! A server as a child process: its start, its resource usage, and its orderly shutdown.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -21,13 +21,13 @@ use crate::{Result, bare};
 
 const NETWATCH: &str = env!("CARGO_BIN_EXE_netwatch-server");
 
-/// How long a server may take to start, and to store what it still holds when it is told to end.
+/// The time limits for the start of a server, and for its shutdown with the final flush.
 const START_LIMIT: Duration = Duration::from_secs(10);
 const END_LIMIT: Duration = Duration::from_secs(60);
 
 const LOG_TAIL_LINES: usize = 30;
 
-/// What is measured on one side.
+/// The server on one side of the comparison.
 #[derive(Clone)]
 pub(crate) enum Side {
     Bare,
@@ -39,7 +39,7 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    /// In a directory of its own, so that no `.env` of this project is read, and with no setting but these.
+    /// Runs in a separate directory, so that the server reads no `.env`, and with these settings only.
     fn command(&self, dir: &Path) -> Result<Command> {
         let mut command = match self {
             Self::Bare => Command::new(std::env::current_exe()?),
@@ -88,7 +88,7 @@ impl fmt::Display for Side {
     }
 }
 
-/// A server that is listening.
+/// A running server.
 pub(crate) struct Server {
     process: Process,
     address: SocketAddr,
@@ -98,7 +98,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a server with an empty directory below `parent`, and returns as soon as it listens.
+    /// Starts a server with an empty directory in `parent`, and waits until it listens.
     pub(crate) fn start(side: &Side, parent: &Path) -> Result<Self> {
         let dir = tempfile::tempdir_in(parent).map_err(|error| format!("{}: {error}", parent.display()))?;
         let mut command = side.command(dir.path())?;
@@ -109,7 +109,7 @@ impl Server {
         let log = Log::follow(stderr, sender);
         let Ok(address) = listening.recv_timeout(START_LIMIT) else {
             drop(process);
-            return Err(format!("it has not said that it listens; its log ends with\n{}", log.tail()).into());
+            return Err(format!("the server did not start in {START_LIMIT:?}; end of its log:\n{}", log.tail()).into());
         };
         let stores_reports = matches!(side, Side::Netwatch { .. });
         Ok(Self { process, address, log, dir, stores_reports })
@@ -119,16 +119,16 @@ impl Server {
         self.address
     }
 
-    /// Kills the server if it still runs, and returns the end of its log.
+    /// Kills the server if it is running, and returns the end of its log.
     pub(crate) fn into_log(self) -> String {
         drop(self.process);
         self.log.tail()
     }
 
-    /// All the CPU time that the process has taken so far, to the nanosecond, finished threads included.
+    /// The CPU time of the process so far, with a resolution of a nanosecond. Includes finished threads.
     ///
-    /// This is the scheduler's own sum. The times in `/proc/PID/stat` are the same, but cut to 10 ms each, and the
-    /// sum of `/proc/PID/task/*/schedstat` forgets threads that have finished.
+    /// This is the sum of the scheduler. `/proc/PID/stat` has the same times, but with a resolution of 10 ms. The sum
+    /// of `/proc/PID/task/*/schedstat` does not include finished threads.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
         let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(self.process.0.id().cast_signed()))?;
         Ok(clock.now()?.into())
@@ -140,28 +140,28 @@ impl Server {
         Ok(value.ok_or("no VmHWM in /proc/PID/status")?.trim().parse()?)
     }
 
-    /// Asks the server to end, requires that it ends well, and returns the CPU time of its whole life.
+    /// Shuts the server down and returns its total CPU time. Fails if the exit code is not 0.
     pub(crate) fn end(&mut self) -> Result<Duration> {
         let pid = Pid::from_child(&self.process.0);
         kill_process(pid, Signal::TERM)?;
         let asked = Instant::now();
-        // NOWAIT leaves it a zombie, which still has its clock.
+        // With NOWAIT, the process stays a zombie, whose CPU clock can still be read.
         let exited = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         while waitid(WaitId::Pid(pid), exited)?.is_none() {
             if asked.elapsed() > END_LIMIT {
-                return Err(format!("the server still runs {END_LIMIT:?} after SIGTERM").into());
+                return Err(format!("the server is still running {END_LIMIT:?} after SIGTERM").into());
             }
             thread::sleep(Duration::from_millis(1));
         }
         let cpu_time = self.cpu_time()?;
         let status = self.process.0.wait()?;
         if !status.success() {
-            return Err(format!("the server ended with {status}").into());
+            return Err(format!("the server exited with {status}").into());
         }
         Ok(cpu_time)
     }
 
-    /// The lines in all report files; none where nothing is meant to be stored.
+    /// The number of lines in all report files. `None` for bare hyper, which stores nothing.
     pub(crate) fn stored_reports(&self) -> Result<Option<u64>> {
         if !self.stores_reports {
             return Ok(None);
@@ -189,28 +189,28 @@ fn count_lines(path: &Path) -> std::io::Result<u64> {
     }
 }
 
-/// A child that does not outlive its owner.
+/// A child process that is killed when its owner is dropped.
 struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail if it has ended already, which is all that is wanted.
+        // Both calls fail if the process has already exited, which is fine.
         self.0.kill().ok();
         self.0.wait().ok();
     }
 }
 
-/// Reads a server's log as it is written, so that the server never waits for a reader, and keeps the end of it.
+/// Reads a server's log continuously, so that the server never blocks on stderr. Keeps the last lines.
 struct Log(JoinHandle<VecDeque<String>>);
 
 impl Log {
-    /// Sends the address on which the server listens, once it is known.
+    /// Sends the address of the server as soon as the log contains it.
     fn follow(stderr: ChildStderr, listening: Sender<SocketAddr>) -> Self {
         Self(thread::spawn(move || {
             let mut tail = VecDeque::new();
             for line in BufReader::new(stderr).lines().map_while(std::io::Result::ok) {
                 if let Some(address) = listening_address(&line) {
-                    // Nobody awaits it any more if the server took too long.
+                    // The receiver is gone if the server took too long.
                     listening.send(address).ok();
                 }
                 tail.push_back(line);
@@ -222,7 +222,7 @@ impl Log {
         }))
     }
 
-    /// Waits for the server's end.
+    /// Waits until the server exits.
     fn tail(self) -> String {
         let lines = self.0.join().unwrap_or_default();
         lines.iter().flat_map(|line| [line, "\n"]).collect()

@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use crate::{Args, Result};
 
-/// A client that takes more of its core than this may be what limits the server.
+/// If the client uses more of its core than this, the client may limit the throughput.
 const CLIENT_CORES_LIMIT: f64 = 0.9;
 
-/// More than the kernel needs to write b's files. Whatever takes this much distorts the results.
+/// More than the kernel needs to write the files of b. Other processes that use this much distort the results.
 const OTHER_CORES_LIMIT: f64 = 0.15;
 
-/// What one round showed of one side.
+/// The results of one side in one round.
 pub(crate) struct Round {
     pub(crate) requests_per_second: f64,
     pub(crate) cpu_us: f64,
@@ -27,7 +27,7 @@ pub(crate) struct Round {
     pub(crate) other_cores: f64,
 }
 
-/// The rounds of both sides, in the order in which they ran.
+/// The rounds of both sides, in chronological order.
 pub(crate) struct Case {
     pub(crate) connections: usize,
     pub(crate) report_bytes: usize,
@@ -46,13 +46,13 @@ impl Metric {
         rounds.iter().map(self.of).collect()
     }
 
-    /// b/a of each round.
+    /// The ratio b/a of each round.
     fn ratios(&self, case: &Case) -> Vec<f64> {
         case.a.iter().zip(&case.b).map(|(a, b)| (self.of)(b) / (self.of)(a)).collect()
     }
 }
 
-/// What is compared.
+/// The metrics that are compared.
 const RESULTS: [Metric; 6] = [
     Metric { title: "requests/s", key: "requests_per_second", of: |round| round.requests_per_second },
     Metric { title: "CPU µs/request", key: "cpu_us_per_request", of: |round| round.cpu_us },
@@ -62,14 +62,14 @@ const RESULTS: [Metric; 6] = [
     Metric { title: "peak RSS MiB", key: "peak_rss_mib", of: |round| round.peak_rss_mib },
 ];
 
-/// What tells whether the comparison is a good one.
+/// The metrics that show whether the comparison is meaningful.
 const CORES_BUSY: [Metric; 3] = [
     Metric { title: "cores busy: server", key: "server_cores", of: |round| round.server_cores },
     Metric { title: "cores busy: client", key: "client_cores", of: |round| round.client_cores },
     Metric { title: "cores busy: others", key: "other_cores", of: |round| round.other_cores },
 ];
 
-/// One table a case, in Markdown.
+/// One Markdown table per case.
 pub(crate) struct Table {
     cores: usize,
     about: Value,
@@ -80,7 +80,7 @@ impl Table {
     pub(crate) fn new(args: &Args) -> Self {
         let Args { a, b, rounds, seconds, .. } = args;
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        println!("a: {a}\nb: {b}\n{cores} cores; medians (least–greatest) of {rounds} rounds of {seconds:?}\n");
+        println!("a: {a}\nb: {b}\n{cores} cores; medians (minimum–maximum) of {rounds} rounds of {seconds:?}\n");
         let about = json!({
             "a": a.to_string(),
             "b": b.to_string(),
@@ -91,18 +91,18 @@ impl Table {
         Self { cores, about, cases: Vec::new() }
     }
 
-    /// Prints the case, and what to beware of in it.
+    /// Prints the case and warnings about it.
     pub(crate) fn add(&mut self, case: Case) {
         println!("{case}");
         for (name, rounds) in [("a", &case.a), ("b", &case.b)] {
             let [server, client, others] = CORES_BUSY.map(|cores| Spread::of(cores.values(rounds)).median);
             if others > OTHER_CORES_LIMIT {
-                println!("Warning: beside {name} the machine was busy with other things. Measure again in peace.\n");
+                println!("Warning: other processes were busy during {name}. Measure again on an idle machine.\n");
             }
             if client > CLIENT_CORES_LIMIT {
-                println!("Warning: with {name} the client is the limit, not the server: it is hardly ever idle.\n");
+                println!("Warning: with {name} the client is the bottleneck: it is almost never idle.\n");
             } else if server + client > 0.95 * self.cores as f64 {
-                println!("With {name} no core is idle, so requests/s depend on the client's share too.\n");
+                println!("With {name} no core is idle, so requests/s also depends on the CPU usage of the client.\n");
             }
         }
         self.cases.push(case);
@@ -170,7 +170,7 @@ impl Spread {
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Three digits tell as much as a measurement like this one knows.
+        // Three digits match the precision of these measurements.
         let decimals = if self.max >= 100.0 {
             0
         } else if self.max >= 10.0 {

@@ -1,4 +1,4 @@
-//! Any bytes as a journal that a dead server has left.
+//! Reads any bytes as the journal of a crashed server.
 
 #![no_main]
 
@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(Content::of(&expected.published).rest, [], "what is published is read back whole");
 });
 
-/// What recovery should make of a journal, found line by line.
+/// The expected result of recovering a journal, computed line by line.
 #[derive(Default)]
 struct Expected {
     published: Vec<u8>,
@@ -31,7 +31,7 @@ impl Expected {
         let mut zeros = 0;
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let line = &piece[piece.iter().take_while(|byte| **byte == 0).count()..];
-            // Preallocated bytes stand before what may be a line, and behind one that was cut short.
+            // Preallocated zeros can precede a line, and follow a line that was cut short.
             let torn = if line.ends_with(b"\n") { 0 } else { line.iter().rev().take_while(|byte| **byte == 0).count() };
             let line = &line[..line.len() - torn];
             zeros += piece.len() - line.len();

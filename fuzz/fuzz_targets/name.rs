@@ -1,4 +1,4 @@
-//! Any string as the name of a file in the data directory.
+//! Parses any string as the name of a file in the data directory.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any bytes as the body of a request.
+//! Checks any bytes as the body of a request.
 
 #![no_main]
 
@@ -8,8 +8,8 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-/// What serde_json says of JSON that it can't make values of: numbers that no f64 holds and lone surrogates. RFC 8259
-/// allows both (sections 6 and 8.2).
+/// The errors of serde_json for valid JSON that it can't convert to values: numbers beyond the range of f64, and lone
+/// surrogates. RFC 8259 allows both (sections 6 and 8.2).
 const BEYOND_VALUES: [&str; 3] = ["number out of range", "lone leading surrogate", "unexpected end of hex escape"];
 
 fuzz_target!(|body: &[u8]| {
@@ -29,14 +29,14 @@ fn accepted(body: &[u8], reports: &Reports<'_>) {
     assert_eq!(Reports::check(reports.as_bytes()).as_ref(), Ok(reports), "the lines are a batch of the same reports");
 }
 
-/// What a batch that was accepted consists of, found in ways that share little with how it is checked.
+/// The reports of an accepted body, found with methods that share little code with the check itself.
 fn elements(body: &[u8]) -> Vec<&str> {
     let body = std::str::from_utf8(body).expect("UTF-8").trim_matches([' ', '\t', '\n', '\r']);
     if body.starts_with('[') {
         let array: Vec<&RawValue> = serde_json::from_str(body).expect("an array");
         return array.into_iter().map(RawValue::get).collect();
     }
-    // Whole lines are gathered until they are one object.
+    // Collects lines until they form one object.
     let (mut elements, mut start) = (Vec::new(), 0);
     let ends = body.match_indices('\n').map(|(at, _)| at).chain([body.len()]);
     for end in ends {
@@ -72,7 +72,7 @@ fn refused(body: &[u8], invalid: &Invalid) {
     };
     let at = offset(body, position);
     assert!(at <= body.len(), "{position} is within the body");
-    // Whatever comes before the fault has none, so it ends in mid-batch at the worst.
+    // The bytes before the fault are valid, although they may end within a batch.
     let rest = &body[at..];
     match &invalid.fault {
         Fault::Empty => unreachable!("it has no position"),
@@ -98,19 +98,19 @@ fn refused(body: &[u8], invalid: &Invalid) {
     match invalid.element {
         None => {}
         Some(element) => {
-            // As many sound reports come before it, in an array or on lines. The end is found at the last byte.
+            // At least this many valid reports precede it, in an array or on lines. Their end is at the last byte.
             let before = &body[..(at + 1).min(body.len())];
             assert!(before.iter().filter(|byte| **byte == b'}').count() >= element, "{element} objects come before");
         }
     }
 }
 
-/// The JSON value that `json` begins with.
+/// The JSON value at the start of `json`.
 fn first_value(json: &[u8]) -> Option<&[u8]> {
     let mut values = serde_json::Deserializer::from_slice(json).into_iter::<IgnoredAny>();
     match values.next() {
         Some(Ok(_)) => Some(&json[..values.byte_offset()]),
-        // Whatever may follow a number or a literal: its end is not asked for.
+        // Tries every end, because any bytes may follow a number or a literal.
         _ => (1..json.len()).map(|end| &json[..end]).find(|value| is_json(value)),
     }
 }
@@ -119,7 +119,7 @@ fn is_json(bytes: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
 }
 
-/// Where the first bracket stands in `json` that nests deeper than [`MAX_DEPTH`], counted one byte after the other.
+/// The offset of the first bracket in `json` that exceeds [`MAX_DEPTH`], found byte by byte.
 fn first_too_deep(json: &[u8]) -> Option<usize> {
     let (mut depth, mut in_string, mut escaped) = (0, false, false);
     for (offset, byte) in json.iter().enumerate() {

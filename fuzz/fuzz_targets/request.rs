@@ -1,4 +1,4 @@
-//! Any bytes on a connection, up to its end.
+//! Sends any bytes over a connection and then closes it.
 
 #![no_main]
 
@@ -16,11 +16,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 
-/// How a 200 begins to say how many reports were kept. Nowhere else: in a string, the quotes have a backslash.
+/// The start of the body of a 200, up to the number of reports. This text can't appear within a JSON string, because
+/// quotes in a string have a backslash.
 const ACCEPTED: &[u8] = br#"{"status":"ok","accepted":"#;
 
-/// Servers to choose from, with all that can be switched off switched off, and on. Not the idempotency keys: with them,
-/// a 200 may be that of another request.
+/// The settings of the servers: with all optional features off, and with them on. `DEDUP_WINDOW` is always off, because
+/// a 200 could then be the answer to an earlier request.
 const SETTINGS: [&[(&str, &str)]; 3] = [
     &[],
     &[("STAMP", "received_at,client_ip,user_agent,origin,header:x-tab"), ("CORS_ALLOW_ORIGINS", "https://*.a.example")],
@@ -71,13 +72,13 @@ fuzz_target!(|bytes: &[u8]| {
     let Server { app, buffer } = &servers[usize::from(*choice) % servers.len()];
     let answers = runtime.block_on(async {
         let socket = TcpSocket::new_v4().unwrap();
-        // Each ends in a reset, which leaves no port waiting.
+        // Closes with a reset, so that the port does not stay in TIME_WAIT.
         socket.set_zero_linger().unwrap();
         let (client, accepted) = tokio::join!(socket.connect(*address), listener.accept());
         let (mut client, (stream, peer)) = (client.unwrap(), accepted.unwrap());
         let talk = async {
             let mut answers = Vec::new();
-            // The server may have closed it by then.
+            // The server may already have closed the connection.
             if client.write_all(bytes).await.is_ok() && client.shutdown().await.is_ok() {
                 let _ = client.read_to_end(&mut answers).await;
             }
@@ -88,14 +89,14 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(stored(buffer) >= accepted(&answers), "{}", String::from_utf8_lossy(&answers));
 });
 
-/// How many reports the answers say were kept.
+/// The number of reports that the answers acknowledge.
 fn accepted(answers: &[u8]) -> usize {
     let starts = (0..answers.len()).filter(|start| answers[*start..].starts_with(ACCEPTED));
     let digits = |start: usize| answers[start + ACCEPTED.len()..].iter().take_while(|byte| byte.is_ascii_digit());
     starts.map(|start| digits(start).fold(0, |number, digit| number * 10 + usize::from(digit - b'0'))).sum()
 }
 
-/// Takes what is in the buffer; returns how many reports that are.
+/// Removes all reports from the buffer and returns their number.
 fn stored(buffer: &Buffer) -> usize {
     buffer.rotate_if_due(Duration::ZERO);
     let mut count = 0;

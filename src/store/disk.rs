@@ -1,25 +1,27 @@
-//! The calls that read, make, change, sync, name and remove what lies in a data directory: all of those on which a
-//! promise rests.
+//! All file operations on which durability depends.
 //!
-//! They go through one narrow place so that a test can have any of them fail, end the process at it, or forget what
-//! had not been synced (`script`). In every other build a [`Disk`] is nothing, and these are the calls themselves.
+//! They go through one place so that tests can let any of them fail, end the process at it, or simulate a power failure
+//! (`fault_injection`). In other builds a [`Disk`] adds nothing to the calls.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::{CWD, FallocateFlags, OFlags, RenameFlags, fallocate, renameat_with};
 use rustix::io::{Errno, pwritev};
 
+use super::disk_error::Describe;
+use super::health::Health;
 #[cfg(test)]
-pub(crate) mod script;
+use crate::durability_tests::Script;
 
 const DIR_MODE: u32 = 0o750;
 const FILE_MODE: u32 = 0o640;
 
-/// What a directory says that is not ours to sync, or on a file system that does not sync any.
+/// Errors of a directory that belongs to another user, or of a file system that cannot sync directories.
 const NO_SYNC: [io::ErrorKind; 4] = [
     io::ErrorKind::InvalidInput,
     io::ErrorKind::PermissionDenied,
@@ -27,20 +29,23 @@ const NO_SYNC: [io::ErrorKind; 4] = [
     io::ErrorKind::Unsupported,
 ];
 
-/// Where all calls go.
+/// Errors of file systems that do not support `RENAME_NOREPLACE`.
+const NO_NOREPLACE: [Errno; 3] = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
+
+/// Access to the file system.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disk {
+    /// The last error, for `/readyz`.
+    pub(super) health: Arc<Health>,
     #[cfg(test)]
-    script: Option<std::sync::Arc<script::Script>>,
+    script: Option<Arc<Script>>,
 }
 
-/// One call, and what it is about.
+/// One file operation and its arguments.
 #[derive(Debug, Clone, Copy)]
-#[cfg_attr(not(test), allow(dead_code, reason = "for scripts"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "fault injection reads the arguments"))]
 pub(crate) enum Call<'a> {
-    /// Says what a directory holds.
     List,
-    /// Opens a file to read it.
     Open,
     Read,
     CreateDir(&'a Path),
@@ -50,80 +55,110 @@ pub(crate) enum Call<'a> {
     SetModified,
     Sync(&'a File),
     SyncDir(&'a Path),
-    /// Gives a file a second name.
     Link(&'a Path, &'a Path),
+    Rename(&'a Path, &'a Path),
     Remove(&'a Path),
 }
 
 impl Disk {
+    /// A disk whose operations are recorded, and fail as `script` says.
+    #[cfg(test)]
+    pub(crate) fn scripted(script: &Arc<Script>) -> Self {
+        Self { health: Arc::default(), script: Some(Arc::clone(script)) }
+    }
+
+    /// Tells whether a name would survive a power failure.
+    #[cfg(test)]
+    pub(crate) fn is_durable(&self) -> impl Fn(&Path) -> bool + use<> {
+        let script = self.script.clone();
+        move |path| script.as_ref().is_none_or(|script| script.is_durable(path))
+    }
+
+    #[cfg(test)]
+    fn call<T>(&self, call: Call<'_>, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        match &self.script {
+            None => run(),
+            Some(script) => script.call(call, run),
+        }
+    }
+
     #[cfg(not(test))]
     #[inline(always)]
     fn call<T>(&self, _: Call<'_>, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         call()
     }
 
-    /// The names in a directory.
+    /// The entries of a directory, in any order.
     pub(super) fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
-        self.call(Call::List, || fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect())
+        self.call(Call::List, || fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect()).describe("list", path)
     }
 
     pub(super) fn open(&self, path: &Path) -> io::Result<File> {
-        self.call(Call::Open, || File::open(path))
+        self.call(Call::Open, || File::open(path)).describe("open", path)
     }
 
-    /// The same for a name under which anything may lie: that must not make this wait, or lead elsewhere.
+    /// Opens a path that may be anything. A FIFO does not block, and a symbolic link is an error.
     pub(super) fn open_warily(&self, path: &Path) -> io::Result<File> {
         let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
-        self.call(Call::Open, || OpenOptions::new().read(true).custom_flags(flags).open(path))
+        self.call(Call::Open, || OpenOptions::new().read(true).custom_flags(flags).open(path)).describe("open", path)
     }
 
-    /// Reads all of a file.
-    pub(super) fn read(&self, mut file: &File) -> io::Result<Vec<u8>> {
+    /// Reads a whole file, which was opened from `path`.
+    pub(super) fn read(&self, mut file: &File, path: &Path) -> io::Result<Vec<u8>> {
         self.call(Call::Read, || {
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes)?;
             Ok(bytes)
         })
+        .describe("read", path)
     }
 
-    /// Makes a directory (0750), and those above it that are not there, and brings its name to the disk.
+    /// Creates a directory (mode 0750) and its missing parents, and syncs its name.
     pub(super) fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        let mut made = self.create_dir(path);
-        if let (Err(error), Some(above)) = (&made, above(path))
+        let mut created = self.create_dir(path);
+        if let (Err(error), Some(parent)) = (&created, parent(path))
             && error.kind() == io::ErrorKind::NotFound
         {
-            self.create_dir_all(above)?;
-            made = self.create_dir(path);
+            self.create_dir_all(parent)?;
+            created = self.create_dir(path);
         }
-        match made {
-            // Whoever made it may have died before its name was on disk. Where that can't be synced at all, it was
-            // hardly a server.
-            Err(_) if path.is_dir() => match above(path).map_or(Ok(()), |above| self.sync_dir(above)) {
+        match created {
+            // Another server may have crashed before it synced the name. A parent that cannot be synced at all was not
+            // written by a server.
+            Err(_) if path.is_dir() => match parent(path).map_or(Ok(()), |parent| self.sync_dir(parent)) {
                 Err(error) if NO_SYNC.contains(&error.kind()) => Ok(()),
                 synced => synced,
             },
-            made => made,
+            created => created,
         }
     }
 
-    /// Makes a directory (0750), and brings its name to the disk.
-    pub(super) fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.call(Call::CreateDir(path), || DirBuilder::new().mode(DIR_MODE).create(path))?;
-        above(path).map_or(Ok(()), |above| self.sync_dir(above))
+    /// Creates a directory (mode 0750), unless it exists, and syncs its name. Its parent must exist.
+    pub(super) fn create_dir_if_missing(&self, path: &Path) -> io::Result<()> {
+        match self.create_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            created => created,
+        }
     }
 
-    /// Makes a file (0640) that was not there.
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        let create = || DirBuilder::new().mode(DIR_MODE).create(path);
+        self.call(Call::CreateDir(path), create).describe("create the directory", path)?;
+        parent(path).map_or(Ok(()), |parent| self.sync_dir(parent))
+    }
+
+    /// Creates a file (mode 0640). An existing file is an error.
     pub(super) fn create(&self, path: &Path) -> io::Result<File> {
         let options = || OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path);
-        self.call(Call::Create(path), options)
+        self.call(Call::Create(path), options).describe("create", path)
     }
 
-    /// Sets room aside for the first `bytes` of a file, which are zeros until they are written.
+    /// Preallocates `bytes` of a file. They are zeros until they are written.
     pub(super) fn allocate(&self, file: &File, bytes: u64) -> io::Result<()> {
         loop {
             match self.call(Call::Allocate(file), || Ok(fallocate(file, FallocateFlags::empty(), 0, bytes)?)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // A file system that can't: a full disk will show later.
+                // The file system cannot preallocate. A full disk will show at a write.
                 Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
                     return file.set_len(bytes);
                 }
@@ -132,16 +167,18 @@ impl Disk {
         }
     }
 
-    /// Writes as much as the kernel will take at once.
+    /// Writes as many bytes as the kernel accepts in one call, and returns their number.
     pub(super) fn write_at(&self, file: &File, bytes: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         #[cfg(test)]
-        if let Some(bytes) = self.shortened(file, bytes.first()) {
+        if let Some(bytes) =
+            self.script.as_ref().zip(bytes.first()).and_then(|(script, bytes)| script.shortened(file, bytes))
+        {
             return self.call(Call::Write(file), || Ok(pwritev(file, &[IoSlice::new(bytes)], offset)?));
         }
         self.call(Call::Write(file), || Ok(pwritev(file, bytes, offset)?))
     }
 
-    /// Gives access to the end of a file.
+    /// A writer that appends to a file.
     pub(super) fn writer<'a>(&'a self, file: &'a File) -> impl Write + 'a {
         Writer { disk: self, file }
     }
@@ -150,41 +187,65 @@ impl Disk {
         self.call(Call::SetModified, || file.set_modified(modified))
     }
 
-    /// Brings all of a file to the disk.
+    /// Syncs the content and the metadata of a file.
     pub(super) fn sync(&self, file: &File) -> io::Result<()> {
         self.call(Call::Sync(file), || file.sync_all())
     }
 
-    /// Brings a file's bytes to the disk, and of all else only what it takes to read them.
+    /// Syncs the content of a file, and only the metadata that is needed to read it.
     pub(super) fn sync_data(&self, file: &File) -> io::Result<()> {
         self.call(Call::Sync(file), || file.sync_data())
     }
 
-    /// Brings the names in a directory to the disk.
+    /// Syncs the names in a directory.
     pub(super) fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.call(Call::SyncDir(path), || File::open(path)?.sync_all())
+        self.call(Call::SyncDir(path), || File::open(path)?.sync_all()).describe("sync the directory", path)
     }
 
-    /// Gives a file a second name, which must not be there.
+    /// Gives a file a second name. An existing file is an error.
     pub(super) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.call(Call::Link(from, to), || fs::hard_link(from, to))
+        self.call(Call::Link(from, to), || fs::hard_link(from, to)).describe("link a file to", to)
+    }
+
+    /// Moves a file. An existing file is replaced.
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.call(Call::Rename(from, to), || fs::rename(from, to)).describe("rename a file to", to)
+    }
+
+    /// Moves a file. An existing file is an error.
+    pub(super) fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let rename = || Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?);
+        match self.call(Call::Rename(from, to), rename) {
+            // File systems without this flag, such as NFS. A crash between the two calls leaves both names. Recovery then
+            // finds a staged file that is published already.
+            Err(error) if NO_NOREPLACE.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) => {
+                self.link(from, to)?;
+                self.remove(from)
+            }
+            renamed => renamed.describe("rename a file to", to),
+        }
     }
 
     pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
-        self.call(Call::Remove(path), || fs::remove_file(path))
+        self.call(Call::Remove(path), || fs::remove_file(path)).describe("remove", path)
     }
 
-    /// Removes a file that does no harm if it stays.
+    /// Removes those of several files that exist. Errors are not logged: the caller reports an error already.
+    pub(super) fn discard_any(&self, paths: [&Path; 2]) {
+        paths.into_iter().for_each(|path| drop(self.remove(path)));
+    }
+
+    /// Removes a file that is harmless if it stays.
     pub(super) fn discard(&self, path: &Path) {
         if let Err(error) = self.remove(path) {
-            tracing::warn!(path = %path.display(), %error, "can't remove a file that is not needed");
+            tracing::warn!(%error, "can't remove an unneeded file");
         }
     }
 }
 
-/// The directory that holds `path`; none above the root.
-fn above(path: &Path) -> Option<&Path> {
-    path.parent().map(|above| if above.as_os_str().is_empty() { Path::new(".") } else { above })
+/// The parent directory. `None` for the root directory.
+fn parent(path: &Path) -> Option<&Path> {
+    path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
 }
 
 struct Writer<'a> {
@@ -195,8 +256,7 @@ struct Writer<'a> {
 impl Write for Writer<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         #[cfg(test)]
-        let bytes =
-            self.disk.shortened(self.file, Some(&IoSlice::new(bytes))).map_or(bytes, |half| &bytes[..half.len()]);
+        let bytes = self.disk.script.as_ref().and_then(|script| script.shortened(self.file, bytes)).unwrap_or(bytes);
         let mut file = self.file;
         self.disk.call(Call::Write(file), || file.write(bytes))
     }

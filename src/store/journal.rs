@@ -1,208 +1,270 @@
-//! Journals: what has been acknowledged and is not in a report file yet.
+//! Journals: the reports of batches that are not in a report file yet.
 //!
 //! A persisted format: changing it is a breaking change.
 //!
 //! ```text
 //! DATA_DIR/journal/reports-20261122T150512.123456789Z-5f3a9c01.jsonl
-//!                  └─ the stem of the report file that it becomes ─┘
+//!                  └ id of the batch ────────────────────────┘
 //!
 //!   {"clientId":"a"}\n{"clientId":"b"}\n\0\0\0\0\0\0\0…
-//!   └ one report on each line ─────────┘└ preallocated
+//!   └ one report per line ─────────────┘└ preallocated
 //! ```
 //!
-//! JSON never holds a NUL byte, so the first one marks the end. A journal belongs to the process that has it locked
-//! (flock); one that nobody has locked is an orphan and may be recovered by anybody. It is made as a hidden file, and
-//! keeps that name beside its own as long as its owner lives.
+//! JSON contains no NUL byte, so the first one marks the end. A journal belongs to the process that has locked it (flock).
+//! A journal without a lock is an orphan, and any process may recover it. A journal is created as a temporary file, and
+//! gets its name with the first write.
 
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 
-use super::{Disk, Stem, Temp};
+use super::batch_id::BatchId;
+use super::disk::Disk;
+use super::disk_error::Describe;
+use super::temp_file::TempFile;
 
-/// Where the journals lie within the data directory.
+/// The directory of journals within the data directory.
 const DIR: &str = "journal";
 
-/// Journals that are kept ready: one for the next batch, and one more for a burst that fills it at once.
+/// Number of journals that are created ahead: one for the next batch, and one for a burst that fills it at once.
 const READY: usize = 2;
 
-/// The journals of one server: made ahead of time, so that a full disk shows before a report is taken.
+/// Queue places for journals that are given back while new ones are created.
+const GIVEN_BACK: usize = 6;
+
+/// The journals of one server. They are created ahead of time, so that a full disk shows before a report is accepted.
 #[derive(Debug)]
 pub struct Journals {
     disk: Disk,
-    dir: PathBuf,
+    data_dir: PathBuf,
     journal_bytes: u64,
     ready: ArrayQueue<Journal>,
+    is_closed: AtomicBool,
 }
 
-/// One batch's journal, locked by this process.
+/// The journal of one batch, locked by this process.
 #[derive(Debug)]
 pub struct Journal {
-    temp: Temp,
+    file: File,
+    disk: Disk,
+    data_dir: PathBuf,
     state: Mutex<State>,
-    /// Bytes of whole lines. Only the leader of a group commit moves it.
+    /// Bytes of complete lines. Only the leader of the group commit changes it.
     len: AtomicU64,
 }
 
-/// A late leader may want to name a journal that has been discarded already.
+/// A late leader may try to name a journal that was removed already.
 #[derive(Debug)]
 enum State {
-    Unnamed,
+    /// It has its temporary name.
+    Unnamed(PathBuf),
     Named(PathBuf),
-    Discarded,
+    Removed,
 }
 
-/// The directory of the journals within `data_dir`.
+/// The directory of journals within `data_dir`.
 pub(super) fn dir(data_dir: &Path) -> PathBuf {
     data_dir.join(DIR)
 }
 
 impl Journals {
-    /// Makes the first journals, each of `journal_bytes`, and their directory (0750) if it is not there.
+    /// Creates the first journals, each of `journal_bytes`, and their directory if it is missing.
     pub(super) fn open(disk: &Disk, data_dir: &Path, journal_bytes: usize) -> io::Result<Self> {
-        let (disk, dir) = (disk.clone(), dir(data_dir));
-        let journals = Self { disk, dir, journal_bytes: journal_bytes as u64, ready: ArrayQueue::new(READY) };
+        let journals = Self {
+            disk: disk.clone(),
+            data_dir: data_dir.to_owned(),
+            journal_bytes: journal_bytes as u64,
+            ready: ArrayQueue::new(READY + GIVEN_BACK),
+            is_closed: AtomicBool::new(false),
+        };
         journals.prepare()?;
         Ok(journals)
     }
 
-    /// Makes as many journals as are to be kept ready.
+    /// Creates as many journals as should be ready.
     ///
     /// # Errors
-    /// Those of the file system, such as that it is full. What was made before stays.
+    /// Errors of the file system. Journals that were created before stay ready.
     pub fn prepare(&self) -> io::Result<()> {
-        // Not the data directory itself: if that is gone, what is to come back may be a disk that is not mounted.
-        match self.disk.create_dir(&self.dir) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            created => created?,
-        }
-        while !self.ready.is_full() {
-            let journal = Journal::create(&self.disk, &self.dir, self.journal_bytes)?;
-            // Only this call adds any; if it was not alone, the journal is dropped again.
-            drop(self.ready.push(journal));
+        // Not the data directory itself: if that is missing, a disk may not be mounted.
+        self.disk.create_dir_if_missing(&dir(&self.data_dir))?;
+        while self.is_short() {
+            self.give_back(Journal::create(&self.disk, &self.data_dir, self.journal_bytes)?);
         }
         Ok(())
     }
 
-    /// A journal that is ready; `None` when more have been taken than [`prepare`](Self::prepare) could make.
+    /// Takes a journal that is ready. `None` if none is.
     #[must_use]
     pub fn take(&self) -> Option<Journal> {
         self.ready.pop()
     }
 
-    /// Puts back a journal that was taken and not used.
+    /// Adds an unused journal. It is removed if there are too many already, or after [`close`](Self::close).
     pub fn give_back(&self, journal: Journal) {
-        // One too many goes away.
         drop(self.ready.push(journal));
+        if self.is_closed.load(Ordering::SeqCst) {
+            self.close();
+        }
     }
 
-    /// Whether there is one to take.
+    /// Removes the unused journals, now and whenever one is given back.
+    pub fn close(&self) {
+        // SeqCst: pairs with the load in `give_back`. Either that call sees the flag, or this one sees the journal.
+        self.is_closed.store(true, Ordering::SeqCst);
+        while self.take().is_some() {}
+    }
+
+    /// Whether a journal is ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// Whether [`prepare`](Self::prepare) has something to do.
+    /// Whether [`prepare`](Self::prepare) has journals to create.
     #[must_use]
     pub fn is_short(&self) -> bool {
-        !self.ready.is_full()
+        self.ready.len() < READY
     }
 }
 
 impl Journal {
-    fn create(disk: &Disk, dir: &Path, bytes: u64) -> io::Result<Self> {
-        let temp = Temp::create(disk, dir, "journal")?;
-        disk.allocate(&temp.file, bytes)?;
-        Ok(Self { temp, state: Mutex::new(State::Unnamed), len: AtomicU64::new(0) })
+    fn create(disk: &Disk, data_dir: &Path, bytes: u64) -> io::Result<Self> {
+        let temp = TempFile::create(disk, data_dir, "journal")?;
+        disk.allocate(temp.file(), bytes).describe("allocate", temp.path())?;
+        let (path, file) = temp.into_parts();
+        let state = Mutex::new(State::Unnamed(path));
+        Ok(Self { file, disk: disk.clone(), data_dir: data_dir.to_owned(), state, len: AtomicU64::new(0) })
     }
 
-    /// Gives the journal its name, unless it has been discarded. After this it is worth recovering.
+    /// Gives the journal its name, unless it was removed. From then on, recovery finds it.
     ///
     /// # Errors
-    /// Those of the file system; `AlreadyExists` when the name is taken.
-    pub fn name(&self, stem: &Stem) -> io::Result<()> {
+    /// Errors of the file system; `AlreadyExists` if the name is taken.
+    pub fn name(&self, id: &BatchId) -> io::Result<()> {
         let mut state = self.state();
-        if let State::Unnamed = *state {
-            let path = self.temp.path.with_file_name(stem.journal());
-            self.temp.link(&path)?;
+        if let State::Unnamed(temp) = &*state {
+            let path = dir(&self.data_dir).join(id.journal());
+            self.disk.rename_noreplace(temp, &path)?;
             *state = State::Named(path);
         }
         Ok(())
     }
 
-    /// Appends whole lines, all of them or, as far as a reader can tell, none.
+    /// Appends complete lines: all of them, or none as far as a reader can tell.
     ///
     /// # Errors
-    /// Those of the file system. The journal must not be appended to after that.
+    /// Errors of the file system. The journal must not be used for appends after an error.
     pub fn append(&self, lines: &mut [IoSlice<'_>]) -> io::Result<()> {
-        // Relaxed: the leader's role, which orders its holders, is what allows this call.
+        // Relaxed: only the leader calls this, and leadership orders leaders.
         let mut offset = self.len.load(Ordering::Relaxed);
         let mut left = lines;
         while !left.is_empty() {
-            match self.temp.disk.write_at(&self.temp.file, left, offset) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            match self.disk.write_at(&self.file, left, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()).describe("write", &self.path()),
                 Ok(written) => {
                     offset += written as u64;
                     IoSlice::advance_slices(&mut left, written);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(error).describe("write", &self.path()),
             }
         }
         self.len.store(offset, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Brings what has been appended to the disk.
+    /// Syncs the appended lines.
     ///
     /// # Errors
-    /// Those of the file system. After that nobody knows what is on disk, and asking again would not tell.
+    /// Errors of the file system. After an error, the content on disk is unknown. Another sync would not tell.
     pub fn sync(&self) -> io::Result<()> {
-        self.temp.disk.sync_data(&self.temp.file)
+        self.disk.sync_data(&self.file).describe("sync", &self.path())
     }
 
-    /// Brings the journal's name to the disk.
+    /// Syncs the name.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Errors of the file system.
     pub fn sync_name(&self) -> io::Result<()> {
-        self.temp.disk.sync_dir(self.temp.path.parent().expect("it lies in a directory"))
+        self.disk.sync_dir(&dir(&self.data_dir))
     }
 
-    /// Where it lies; `None` before it has a name.
+    /// Whether the journal has its name. Only then can recovery find it.
     #[must_use]
-    pub fn path(&self) -> Option<PathBuf> {
-        match &*self.state() {
-            State::Named(path) => Some(path.clone()),
-            State::Unnamed | State::Discarded => None,
-        }
+    pub fn is_named(&self) -> bool {
+        matches!(*self.state(), State::Named(_))
     }
 
-    /// Bytes of whole lines that have been appended.
+    /// Whether the journal is as it was created.
+    #[must_use]
+    pub fn is_unused(&self) -> bool {
+        matches!(*self.state(), State::Unnamed(_))
+    }
+
+    /// Bytes of complete lines.
     #[must_use]
     pub fn len(&self) -> u64 {
-        // Relaxed: asked when nothing more is appended.
+        // Relaxed: called when there are no more appends.
         self.len.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing has been appended.
+    /// Whether nothing was appended.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Removes the journal: its reports are in a report file.
-    pub fn discard(&self) {
-        if let State::Named(path) = mem::replace(&mut *self.state(), State::Discarded) {
-            self.temp.disk.discard(&path);
+    /// Removes the journal, durably: after a power failure it does not come back.
+    ///
+    /// # Errors
+    /// Errors of the file system. The journal may be there or not.
+    pub fn remove(&self) -> io::Result<()> {
+        let mut state = self.state();
+        match mem::replace(&mut *state, State::Removed) {
+            State::Named(path) => match self.disk.remove(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    *state = State::Named(path);
+                    Err(error)
+                }
+                // An operator or another recovery may have removed it already.
+                _ => self.disk.sync_dir(&dir(&self.data_dir)),
+            },
+            // An unnamed journal was never found by anybody.
+            State::Unnamed(temp) => {
+                self.disk.discard(&temp);
+                Ok(())
+            }
+            State::Removed => Ok(()),
+        }
+    }
+
+    /// Records an error of this journal for `/readyz`.
+    pub fn report_failure(&self, error: &io::Error) {
+        self.disk.health.report(error);
+    }
+
+    fn path(&self) -> PathBuf {
+        match &*self.state() {
+            State::Unnamed(path) | State::Named(path) => path.clone(),
+            State::Removed => dir(&self.data_dir),
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        if let State::Unnamed(temp) = &*self.state() {
+            self.disk.discard(temp);
+        }
     }
 }

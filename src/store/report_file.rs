@@ -1,131 +1,76 @@
-//! Report files: their names and their content.
+//! The content of report files: one zstd frame with content size and checksum, and in it one report per line.
 //!
-//! A persisted format: changing either is a breaking change.
-//!
-//! ```text
-//! reports-20261122T150512.123456789Z-5f3a9c01.jsonl.zst
-//!         └── time of the first ───┘ └ random id
-//!             report, UTC
-//! ```
-//!
-//! The content is one zstd frame with its content size and a checksum, and in it one report on each line.
+//! A persisted format: changing it is a breaking change. No dictionary and no skippable frames, because some readers stop
+//! after the first frame.
 
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
-use std::time::SystemTime;
 
-use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
 use zstd::stream::raw::CParameter;
 
-use super::random_id;
+use crate::config::Config;
 
-/// The least that is worth a compression thread of its own, in bytes, and zstd's own lower limit for a job
-/// (`ZSTDMT_JOBSIZE_MIN`).
+/// Minimum number of bytes per compression thread. Also zstd's minimum job size (`ZSTDMT_JOBSIZE_MIN`).
 const MIN_JOB_BYTES: usize = 512 * 1024;
 
-const REPORT_FILE: &str = ".jsonl.zst";
-const JOURNAL: &str = ".jsonl";
-const TIME: &str = "%Y%m%dT%H%M%S.%9fZ";
-
-/// What the names of a report file and of the journal that it was have in common.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stem {
-    first: Timestamp,
-    id: u32,
-}
-
-impl Stem {
-    /// A new stem for reports of which the first came at `first`.
-    ///
-    /// # Panics
-    /// When `first` lies outside of the years -9999 to 9999.
-    #[must_use]
-    pub fn new(first: SystemTime) -> Self {
-        let first = Timestamp::try_from(first).expect("the clock shows a year of four digits");
-        Self { first, id: random_id() }
-    }
-
-    /// The stem of a journal's name; `None` when no netwatch-server gives such a name.
-    #[must_use]
-    pub fn of_journal(name: &str) -> Option<Self> {
-        Self::parse(name.strip_suffix(JOURNAL)?)
-    }
-
-    /// The stem of a report file's name; `None` when no netwatch-server gives such a name.
-    #[must_use]
-    pub fn of_report_file(name: &str) -> Option<Self> {
-        Self::parse(name.strip_suffix(REPORT_FILE)?)
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        let (first, id) = text.strip_prefix("reports-")?.rsplit_once('-')?;
-        let first = DateTime::strptime(TIME, first).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
-        let stem = Self { first, id: u32::from_str_radix(id, 16).ok()? };
-        // One way to write each, so that none is taken for another.
-        (stem.to_string() == text).then_some(stem)
-    }
-
-    /// The name of the report file.
-    #[must_use]
-    pub fn report_file(&self) -> String {
-        format!("{self}{REPORT_FILE}")
-    }
-
-    /// The name of the journal.
-    #[must_use]
-    pub fn journal(&self) -> String {
-        format!("{self}{JOURNAL}")
-    }
-}
-
-impl fmt::Display for Stem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "reports-{}-{:08x}", self.first.strftime(TIME), self.id)
-    }
-}
-
-/// Reads a report file, checksum included.
+/// Decompresses a report file and checks its checksum.
 ///
 /// # Errors
-/// When it can't be read or is not sound. No report file is empty.
+/// If the file cannot be read, or is corrupt or empty. The server never writes an empty report file.
 pub fn decode(file: File) -> io::Result<Vec<u8>> {
     let mut lines = Vec::new();
     decode_to(file, &mut lines)?;
     Ok(lines)
 }
 
-/// Reads a report file to its end and keeps nothing of it.
+/// The number of lines in a report file. Does not store its content.
 ///
 /// # Errors
 /// As [`decode`].
-pub fn check(file: File) -> io::Result<()> {
-    decode_to(file, io::sink())
+pub(super) fn count(file: File) -> io::Result<usize> {
+    struct Lines(usize);
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += memchr::memchr_iter(b'\n', bytes).count();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut lines = Lines(0);
+    decode_to(file, &mut lines)?;
+    Ok(lines.0)
 }
 
 fn decode_to(file: File, mut to: impl Write) -> io::Result<()> {
     match io::copy(&mut zstd::Decoder::new(file)?, &mut to)? {
-        // zstd takes no frame at all for a sound one.
-        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "there is nothing in it")),
+        // zstd accepts an empty file.
+        0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is empty")),
         _ => Ok(()),
     }
 }
 
-/// How to compress.
+/// How report files are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compression {
     /// The zstd level, 1 to 22.
     pub level: i32,
-    /// Threads that compress one file, at most; small files take fewer.
+    /// Maximum number of threads that compress one file. Small files use fewer.
     pub threads: usize,
+}
+
+impl From<&Config> for Compression {
+    fn from(config: &Config) -> Self {
+        Self { level: config.zstd_level, threads: config.zstd_threads }
+    }
 }
 
 /// Compresses `parts`, one after the other, into one zstd frame.
 ///
 /// # Errors
-/// Those of `to`.
+/// Errors of `to`.
 pub fn compress(parts: &[&[u8]], compression: Compression, to: impl Write) -> io::Result<()> {
     let bytes: usize = parts.iter().map(|part| part.len()).sum();
     let mut encoder = zstd::Encoder::new(to, compression.level)?;
@@ -134,7 +79,7 @@ pub fn compress(parts: &[&[u8]], compression: Compression, to: impl Write) -> io
     let threads = compression.threads.min(bytes / MIN_JOB_BYTES);
     if threads > 1 {
         encoder.multithread(u32::try_from(threads).unwrap_or(u32::MAX))?;
-        // zstd's own job sizes are so large at higher levels that a batch would not split.
+        // At higher levels, zstd's own job size exceeds a batch, and only one thread would work.
         let job_bytes = bytes.div_ceil(threads).max(MIN_JOB_BYTES);
         encoder.set_parameter(CParameter::JobSize(u32::try_from(job_bytes).unwrap_or(u32::MAX)))?;
     }
@@ -147,47 +92,7 @@ pub fn compress(parts: &[&[u8]], compression: Compression, to: impl Write) -> io
 
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    #[test]
-    fn a_name_tells_its_time_to_the_nanosecond() {
-        let stem = Stem { first: "2026-11-22T15:05:12.000000789Z".parse().unwrap(), id: 0x5f3a };
-        assert_eq!(stem.report_file(), "reports-20261122T150512.000000789Z-00005f3a.jsonl.zst");
-        assert_eq!(stem.journal(), "reports-20261122T150512.000000789Z-00005f3a.jsonl");
-        assert_eq!(Stem::of_journal(&stem.journal()), Some(stem));
-        assert_eq!(Stem::of_report_file(&stem.report_file()), Some(stem));
-    }
-
-    #[test]
-    fn a_name_that_looks_right_and_is_not_is_no_journals() {
-        for name in [
-            "",
-            "reports-.jsonl",
-            "reports-20261122T150512.000000789Z-00005f3a.jsonl.zst",
-            "reports-20261122T150512.000000789Z-00005f3a.json",
-            "reports-20261122T150512.000000789Z-00005F3A.jsonl",
-            "reports-20261122T150512.000000789Z-5f3a.jsonl",
-            "reports-20261122T150512.000000789Z-+0005f3a.jsonl",
-            "reports-20261122T150512.789Z-00005f3a.jsonl",
-            "reports-20261122T150512.000000789-00005f3a.jsonl",
-            "reports-20261322T150512.000000789Z-00005f3a.jsonl",
-            "reports-20261122T250512.000000789Z-00005f3a.jsonl",
-            ".reports-20261122T150512.000000789Z-00005f3a.jsonl",
-            "reports-20261122T150512.000000789Z-00005f3a.jsonl ",
-        ] {
-            assert_eq!(Stem::of_journal(name), None, "{name:?}");
-        }
-    }
-
-    #[test]
-    fn names_sort_by_time_and_differ_at_the_same_time() {
-        let time = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_700_000_000_000_000_009);
-        let name = |nanos| Stem::new(time + Duration::from_nanos(nanos)).to_string();
-        assert!(name(0) < name(1) && name(1) < name(1_000_000_000));
-        assert_ne!(name(0), name(0));
-    }
 
     #[test]
     fn one_frame_with_content_size_and_checksum_whatever_the_threads() {
@@ -206,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_file_come_back() {
+    fn errors_of_the_file_are_returned() {
         struct Full;
         impl Write for Full {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {

@@ -1,61 +1,76 @@
-//! Is what lies in a data directory sound?
+//! Checks every file of a data directory.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::content::Content;
-use super::recover::{name, paths};
-use super::{Disk, Stem, journal, orphan, report_file};
+use super::batch_id::BatchId;
+use super::disk::Disk;
+use super::journal;
+use super::journal_content::JournalContent;
+use super::listing::{file_name, sorted_paths};
+use super::orphan::{self, Found};
+use super::report_file;
+use super::temp_file::TMP_DIR;
 
-/// What was found of one file.
+/// The result for one file.
 #[derive(Debug)]
 pub struct Verdict {
-    /// The report file or journal.
+    /// The report file, staged file or journal.
     pub path: PathBuf,
-    /// The reports in it, or why it is not sound.
+    /// The number of reports, or why the file is corrupt.
     pub reports: Result<usize, String>,
 }
 
-/// Reads every report file and every journal in `data_dir`. Journals that are in use are sound as far as they go.
+/// Reads every report file, staged report file and journal in `data_dir`, and passes the result for each to `report`.
+/// The last write to a journal in use may be incomplete.
 ///
 /// # Errors
-/// When a directory can't be read.
-pub fn verify(data_dir: &Path) -> io::Result<Vec<Verdict>> {
+/// If a directory cannot be listed, or an error of `report`.
+pub fn verify(data_dir: &Path, mut report: impl FnMut(Verdict) -> io::Result<()>) -> io::Result<()> {
     fs::read_dir(data_dir)?;
     let disk = Disk::default();
-    let report_files = paths(&disk, data_dir)?.into_iter().filter(|path| Stem::of_report_file(name(path)).is_some());
-    let journals = paths(&disk, &journal::dir(data_dir))?.into_iter();
-    let journals = journals.filter(|path| Stem::of_journal(name(path)).is_some());
-    let report_files = report_files.map(|path| Verdict { reports: verify_report_file(&path), path });
-    let journals = journals.filter_map(|path| Some(Verdict { reports: verify_journal(&disk, &path)?, path }));
-    Ok(report_files.chain(journals).collect())
+    for dir in [data_dir, &data_dir.join(TMP_DIR)] {
+        for path in sorted_paths(&disk, dir)? {
+            if BatchId::of_report_file(file_name(&path)).is_some() {
+                report(Verdict { reports: verify_report_file(&disk, &path), path })?;
+            }
+        }
+    }
+    for path in sorted_paths(&disk, &journal::dir(data_dir))? {
+        if BatchId::of_journal(file_name(&path)).is_some()
+            && let Some(reports) = verify_journal(&disk, &path)
+        {
+            report(Verdict { path, reports })?;
+        }
+    }
+    Ok(())
 }
 
-fn verify_report_file(path: &Path) -> Result<usize, String> {
-    let lines = File::open(path).and_then(report_file::decode).map_err(|error| error.to_string())?;
-    sound(&Content::of(&lines))
+fn verify_report_file(disk: &Disk, path: &Path) -> Result<usize, String> {
+    let lines = disk.open(path).and_then(report_file::decode).map_err(|error| error.to_string())?;
+    verdict(&JournalContent::of(&lines))
 }
 
 fn verify_journal(disk: &Disk, path: &Path) -> Option<Result<usize, String>> {
-    // Before it is read: then an owner that is done with it meanwhile is taken for one that still writes.
-    let used = matches!(orphan(disk, path), Ok(None));
+    // Checked before the journal is read: an owner that finishes in between then counts as one that still writes.
+    let is_in_use = matches!(orphan::lock(disk, path), Ok(Found::Locked | Found::Nothing));
     match fs::read(path) {
         // Its owner has published it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => Some(Err(error.to_string())),
         Ok(bytes) => {
-            let mut content = Content::of(&bytes);
-            // The last write may be on its way.
-            content.rest.pop_if(|(_, rest)| used && !rest.ends_with(b"\n"));
-            Some(sound(&content))
+            let mut content = JournalContent::of(&bytes);
+            // A write may be in progress.
+            content.corrupt.pop_if(|(_, corrupt)| is_in_use && !corrupt.ends_with(b"\n"));
+            Some(verdict(&content))
         }
     }
 }
 
-fn sound(content: &Content<'_>) -> Result<usize, String> {
-    match content.rest.first() {
+fn verdict(content: &JournalContent<'_>) -> Result<usize, String> {
+    match content.corrupt.first() {
         None => Ok(content.reports()),
-        Some((offset, rest)) => Err(format!("{} bytes at offset {offset} are no report", rest.len())),
+        Some((offset, corrupt)) => Err(format!("{} corrupt bytes at offset {offset}", corrupt.len())),
     }
 }

@@ -1,6 +1,7 @@
-// Pages in a real browser send reports to a server on another origin, in every way that browsers have.
+// Pages in a real browser send reports to a server on another origin, with every method that browsers offer.
 //
-// Needs Chromium (CHROMIUM says where, if not in the path) and a built server (NETWATCH_SERVER, or target/release).
+// The tests need Chromium, zstdcat and a netwatch-server binary. CHROMIUM is the path of Chromium (default: /usr/bin).
+// NETWATCH_SERVER is the path of the server (default: target/release).
 
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
@@ -27,7 +28,7 @@ before(async () => {
 });
 after(() => browser?.close());
 
-/** A server of empty pages: an origin. `headers` are those of each page, which is `html`. */
+/** Starts a web server, whose pages all have this content and these headers. Returns its origin. */
 async function origin(t, html = "", headers = {}) {
   const server = createServer((_, response) => {
     response.writeHead(200, { "content-type": "text/html", ...headers }).end(`<!doctype html><title>app</title>${html}`);
@@ -38,7 +39,7 @@ async function origin(t, html = "", headers = {}) {
   return `http://127.0.0.1:${server.address().port}`;
 }
 
-/** A netwatch-server of its own: its url, and `stop`, which returns all reports in its files. */
+/** Starts a netwatch-server. `stored` and `stop` return all reports in its files; `stop` shuts it down first. */
 async function netwatch(t, settings = {}) {
   const dir = mkdtempSync(join(tmpdir(), "netwatch-browser-"));
   const env = { HOST: "127.0.0.1", PORT: "0", DATA_DIR: dir, LOG_FORMAT: "json", FLUSH_INTERVAL: "50ms", CONFIG_FILE: "/dev/null" };
@@ -73,7 +74,7 @@ async function netwatch(t, settings = {}) {
 async function until(what, ask) {
   const deadline = Date.now() + PATIENCE_MS;
   while (!(await ask())) {
-    assert.ok(Date.now() < deadline, `waited too long until ${what}`);
+    assert.ok(Date.now() < deadline, `timeout while waiting until ${what}`);
     await sleep(20);
   }
 }
@@ -87,7 +88,7 @@ async function pageAt(t, url) {
 
 const byWay = (a, b) => (a.way < b.way ? -1 : a.way > b.way ? 1 : 0);
 
-// Runs in the page. Each way sends a report, or more, that names it; returns what the page could read of the answers.
+// Runs in the page. Sends reports in every way; each report contains the name of the way. Returns the answers.
 async function sendInEveryWay(url) {
   const report = (way) => JSON.stringify({ way, text: "é 💡" });
   const gzip = (text) => {
@@ -113,7 +114,7 @@ async function sendInEveryWay(url) {
     const { status, accepted, type } = await response.json();
     answers[way] = [response.status, accepted ?? type.split(":").pop(), status];
   }
-  // Without CORS the page reads nothing, but the report is taken.
+  // Without CORS, the page can't read the answer, but the server accepts the report.
   await fetch(url, { method: "POST", mode: "no-cors", body: report("no-cors") });
   answers.beacons = [
     navigator.sendBeacon(url, report("beacon string")),
@@ -133,7 +134,7 @@ const WAYS = [
 ];
 
 for (const listed of [false, true]) {
-  test(`a page of another origin${listed ? " that is listed" : ""} sends in every way and reads the answers`, async (t) => {
+  test(`a page of ${listed ? "a listed" : "another"} origin sends in every way and reads the answers`, async (t) => {
     const app = await origin(t);
     const server = await netwatch(t, listed ? { CORS_ALLOW_ORIGINS: `https://a.example,${app}` } : {});
     const page = await pageAt(t, app);
@@ -154,7 +155,7 @@ for (const listed of [false, true]) {
   });
 }
 
-test("a page of an origin that is not listed can't send, by any way", async (t) => {
+test("a page of an unlisted origin can't send in any way", async (t) => {
   const [app, other] = [await origin(t), await origin(t)];
   const server = await netwatch(t, { CORS_ALLOW_ORIGINS: app });
   const page = await pageAt(t, other);
@@ -167,19 +168,19 @@ test("a page of an origin that is not listed can't send, by any way", async (t) 
     const failed = (request) => fetch(url, { method: "POST", ...request }).then(() => "sent", (error) => error.name);
     const failures = await Promise.all(requests.map(failed));
     navigator.sendBeacon(url, "{}");
-    // It goes the same way as the beacon and after it, and the page can't see how it ends.
+    // Sent after the beacon and in the same way. The page can't read the answer.
     await fetch(url, { method: "POST", mode: "no-cors", body: "{}" });
     return failures;
   }, server.url);
   assert.deepEqual(failures, ["TypeError", "TypeError", "TypeError"]);
   await page.goto("about:blank");
-  // The one that is listed can.
+  // A page of the listed origin can send.
   const allowed = await pageAt(t, app);
   await allowed.evaluate((url) => fetch(url, { method: "POST", body: '{"way":"listed"}' }), server.url);
   assert.deepEqual(await server.stop(), [{ way: "listed" }]);
 });
 
-test("a repeat with the same key is kept once, whether it comes by fetch or by beacon", async (t) => {
+test("a repeated request with the same key is stored once, by fetch and by beacon", async (t) => {
   const server = await netwatch(t, { DEDUP_WINDOW: "1h" });
   const page = await pageAt(t, await origin(t));
   const answers = await page.evaluate(async (url) => {
@@ -192,15 +193,15 @@ test("a repeat with the same key is kept once, whether it comes by fetch or by b
   }, server.url);
   assert.deepEqual(answers, [{ status: "ok", accepted: 1 }, { status: "ok", accepted: 1 }]);
   await page.goto("about:blank");
-  await until("the last one is in a file", () => server.stored().some(({ way }) => way === "without"));
+  await until("the last report is in a file", () => server.stored().some(({ way }) => way === "without"));
   assert.deepEqual((await server.stop()).sort(byWay), [{ way: "once" }, { way: "without" }]);
 });
 
-test("what the browser itself reports of a violated policy is taken", async (t) => {
+test("the server accepts the report of the browser about a policy violation", async (t) => {
   const server = await netwatch(t);
   const policy = `img-src 'none'; report-uri ${server.url}`;
   await pageAt(t, await origin(t, "<img src=x>", { "content-security-policy": policy }));
-  await until("the browser has reported", () => server.stored().length > 0);
+  await until("the report of the browser is in a file", () => server.stored().length > 0);
   const [report] = await server.stop();
   assert.equal(report["csp-report"]["effective-directive"], "img-src");
 });

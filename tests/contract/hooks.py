@@ -1,4 +1,4 @@
-"""What Schemathesis does not know of this server: how reports go into bodies, and which answers are to be noted."""
+"""Extensions of Schemathesis for this server: serializes reports into bodies, and records the answers."""
 
 import gzip
 import itertools
@@ -22,7 +22,7 @@ FORM = "application/x-www-form-urlencoded"
 
 
 def body(ctx, lines):
-    # The body is packed as its header says. When that names another encoding, it is not.
+    # Compress the body as the header says. If the header has an unknown encoding, leave the body uncompressed.
     pack = PACK.get((ctx.case.headers or {}).get("Content-Encoding"), bytes)
     return pack(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines))
 
@@ -39,8 +39,8 @@ def as_json(ctx, value):
 
 
 @schemathesis.serializer(FORM)
-def as_json_in_name_of_a_form(ctx, fields):
-    # Schemathesis has made fields of it.
+def as_json_with_form_type(ctx, fields):
+    # Schemathesis passes form fields, so use the original body.
     return body(ctx, [ctx.case.body])
 
 
@@ -51,16 +51,16 @@ def as_lines(ctx, value):
 
 @schemathesis.hook
 def filter_case(context, case):
-    # An encoding of nothing is none, as HTTP has it: no fault that a server would have to find.
+    # In HTTP, an empty Content-Encoding means no encoding, so the server need not refuse it.
     if (case.headers or {}).get("Content-Encoding") == "":
         return False
-    # Schemathesis takes an array for a list of fields and empties it.
+    # Schemathesis treats an array as a list of form fields and empties it.
     return not (case.media_type == FORM and isinstance(case.body, list))
 
 
 @schemathesis.hook
 def before_load_schema(context, raw_schema):
-    # With WRITE_KEYS set, nobody may go without one.
+    # With WRITE_KEYS, every request needs a key.
     if "CONTRACT_KEY" in os.environ:
         raw_schema["paths"]["/api/v1/reports"]["post"]["security"].remove({})
 
@@ -68,20 +68,21 @@ def before_load_schema(context, raw_schema):
 fresh = itertools.count()
 
 
-def is_sound(key):
+def is_valid(key):
     return isinstance(key, str) and 1 <= len(key) <= 255
 
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
     headers, query = case.headers or {}, case.query or {}
-    # A key in the header is the one that counts: nobody would look at the other one, which may be the unsound one.
-    if "idempotency_key" in query and is_sound(headers.get("Idempotency-Key")):
+    # The server ignores the key in the URL if the header has a key. The key in the URL may be the invalid one that this
+    # case tests, so remove the header.
+    if "idempotency_key" in query and is_valid(headers.get("Idempotency-Key")):
         del headers["Idempotency-Key"]
-    # Each request gets a key of its own, as the document asks for: a repeat would be answered as the first one was,
-    # whatever its body is.
+    # Give each request a new key, as openapi.yaml demands. The server would answer a repeated key like the first
+    # request, regardless of the body.
     for place, name in ((headers, "Idempotency-Key"), (query, "idempotency_key")):
-        if is_sound(place.get(name)):
+        if is_valid(place.get(name)):
             place[name] = f"contract-{next(fresh)}"
 
 
@@ -90,8 +91,8 @@ answers = open(os.environ["CONTRACT_ANSWERS"], "a", buffering=1)
 
 @schemathesis.hook
 def after_call(context, case, response):
-    """Notes method, path and status of each answer, and how many reports it says were kept."""
+    """Records the method, path and status of each answer, and the number of accepted reports."""
     request = response.request
-    is_kept = request.method == "POST" and response.status_code == 200
-    kept = json.loads(response.content)["accepted"] if is_kept else 0
-    print(request.method, urlsplit(request.url).path, response.status_code, kept, file=answers)
+    is_accepted = request.method == "POST" and response.status_code == 200
+    accepted = json.loads(response.content)["accepted"] if is_accepted else 0
+    print(request.method, urlsplit(request.url).path, response.status_code, accepted, file=answers)

@@ -1,0 +1,550 @@
+//! Tests of the buffer with real threads and tasks.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, OnceLock};
+use std::thread;
+use std::time::SystemTime;
+
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+use tokio::task::{AbortHandle, JoinHandle};
+
+use super::*;
+
+impl Buffer {
+    fn rotate_now(&self) {
+        assert_eq!(self.rotate_if_due(Duration::ZERO), Duration::ZERO);
+    }
+}
+
+fn buffer(batches: usize, shards: usize, chunk_bytes: usize) -> Buffer {
+    Buffer::new(BufferLayout { batches, shards, chunk_bytes }, Ack::Memory, None, 0)
+}
+
+/// Report number `n` of a writer, with `len` bytes of padding.
+fn line(writer: usize, n: usize, len: usize) -> String {
+    format!("{{\"writer\":{writer},\"n\":{n},\"pad\":\"{}\"}}", "x".repeat(len))
+}
+
+fn text(batch: &Batch) -> String {
+    let lines = loop {
+        match batch.lines() {
+            Some(lines) => break lines,
+            None => thread::yield_now(),
+        }
+    };
+    String::from_utf8(lines.concat()).unwrap()
+}
+
+/// The lines in the journal of `batch`.
+fn journal_text(data_dir: &Path, batch: &Batch) -> String {
+    let mut bytes = fs::read(data_dir.join("journal").join(batch.id().journal())).unwrap();
+    bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Checks that `files` contain the reports 0..count of each writer exactly once, and nothing else.
+fn assert_each_once(files: &[String], counts: &HashMap<usize, usize>) {
+    let mut found: HashMap<usize, BTreeSet<u64>> = HashMap::new();
+    for line in files.iter().flat_map(|file| file.lines()) {
+        let report: serde_json::Value = serde_json::from_str(line).unwrap();
+        let writer = report["writer"].as_u64().unwrap() as usize;
+        assert!(found.entry(writer).or_default().insert(report["n"].as_u64().unwrap()), "twice: {line}");
+    }
+    let expected: HashMap<_, BTreeSet<_>> =
+        counts.iter().map(|(writer, count)| (*writer, (0..*count as u64).collect())).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn the_memory_of_a_full_batch_returns_with_its_last_reference() {
+    let buffer = buffer(2, 1, 8);
+    let report = Reports::check(b"{\"a\":1}").unwrap();
+    let ticket = buffer.append(&report).unwrap();
+    buffer.append(&report).unwrap();
+    assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
+    assert!(!buffer.has_capacity());
+    let sealed = buffer.next_sealed().unwrap();
+    assert_eq!(text(&sealed), "{\"a\":1}\n");
+    drop(sealed);
+    assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full, "the ticket holds the batch");
+    drop(ticket);
+    assert!(buffer.has_capacity());
+    buffer.append(&report).unwrap();
+}
+
+#[tokio::test]
+async fn a_task_that_waits_for_capacity_is_woken_when_memory_returns() {
+    let buffer = buffer(2, 1, 3);
+    let report = Reports::check(b"{}").unwrap();
+    buffer.append(&report).unwrap();
+    buffer.append(&report).unwrap();
+    let mut room = std::pin::pin!(buffer.capacity());
+    room.as_mut().enable();
+    assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
+    drop(buffer.next_sealed().unwrap());
+    room.await;
+    buffer.append(&report).unwrap();
+}
+
+#[tokio::test]
+async fn a_task_that_waits_for_capacity_is_woken_by_a_rotation_and_by_a_close() {
+    let buffer = buffer(3, 1, 3);
+    for end in [Buffer::rotate_now, Buffer::close] {
+        buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
+        let mut room = std::pin::pin!(buffer.capacity());
+        room.as_mut().enable();
+        end(&buffer);
+        room.await;
+    }
+}
+
+#[tokio::test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn a_burst_spills_up_to_the_limit_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = crate::store::Store::open(dir.path()).unwrap();
+    let layout = BufferLayout { batches: 2, shards: 2, chunk_bytes: 1_000 };
+    let journals = store.journals(2_000).unwrap();
+    let buffer = Buffer::new(layout, Ack::Journal, Some(journals), 10_000);
+    let mut accepted = 0;
+    loop {
+        // There is no flush, and there are always journals.
+        buffer.prepare_journals().unwrap();
+        let line = line(0, accepted, 100);
+        match buffer.append(&Reports::check(line.as_bytes()).unwrap()) {
+            Ok(ticket) => ticket.durable().await.unwrap(),
+            Err(error) => break assert_eq!(error, AppendError::Full),
+        }
+        accepted += 1;
+    }
+    let spilled = buffer.spilled.bytes();
+    assert!((8_000..=10_000).contains(&spilled), "{spilled}");
+
+    let compression = crate::store::Compression { level: 1, threads: 1 };
+    let recovered = crate::store::recover(&store, compression, &mut Default::default()).unwrap();
+    assert!(!buffer.remove_published(|id| store.is_pending(id)), "none is left");
+    let held: usize = std::iter::from_fn(|| buffer.next_sealed()).map(|batch| text(&batch).lines().count()).sum();
+    buffer.close();
+    let last = text(&buffer.next_sealed().unwrap()).lines().count();
+    assert_eq!(recovered.reports + held + last, accepted);
+    assert!(recovered.batches >= 4, "{recovered:?}");
+}
+
+#[tokio::test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn a_batch_that_a_late_request_spills_after_the_close_is_published_before_the_shutdown_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(crate::store::Store::open(dir.path()).unwrap());
+    let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 3 };
+    let journals = store.journals(3).unwrap();
+    let buffer = Arc::new(Buffer::new(layout, Ack::Journal, Some(journals), 3));
+    let report = Reports::check(b"{}").unwrap();
+    for _ in 0..2 {
+        buffer.append(&report).unwrap().durable().await.unwrap();
+    }
+    let compression = crate::store::Compression { level: 1, threads: 1 };
+    let mut flusher = crate::flush::Flusher::new(Arc::clone(&buffer), Arc::clone(&store), compression, Duration::ZERO);
+    let maintenance =
+        crate::maintenance::Maintenance { buffer: Arc::clone(&buffer), store, min_free_bytes: 0, compression };
+
+    // The late request has found this batch full, and no free memory. Then the buffer is closed.
+    let full = buffer.active.load_full();
+    assert!(!buffer.pool.has_memory());
+    buffer.close();
+    maintenance.recover_spilled_after(|| {
+        assert!(buffer.spill());
+        flusher.flush_or_retry(&buffer.next_sealed().unwrap());
+        drop(full);
+        assert!(buffer.is_drained());
+    });
+    buffer.discard_journals();
+    for emptied in ["journal", "tmp"] {
+        assert_eq!(fs::read_dir(dir.path().join(emptied)).unwrap().count(), 0, "{emptied}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4, "two report files beside the two directories");
+}
+
+/// Many tasks append and wait. A third of them may be aborted at any time. All others are acknowledged. Every acknowledged
+/// report is in its batch and in the journals.
+async fn crowd(ack: Ack) {
+    const TASKS: usize = 300;
+    const REPORTS: usize = 8;
+    let seed = std::env::var("CROWD_SEED").map_or_else(|_| getrandom::u32().unwrap(), |seed| seed.parse().unwrap());
+    println!("ack={ack:?} CROWD_SEED={seed}");
+    let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed.to_le_bytes(); 8].concat());
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = crate::store::Store::open(dir.path()).unwrap();
+    let layout = BufferLayout { batches: 50, shards: 3, chunk_bytes: 4_000 };
+    let buffer = Arc::new(Buffer::new(layout, ack, Some(store.journals(12_000).unwrap()), 0));
+    let appended = Arc::new(AtomicUsize::new(0));
+    let durable = Arc::new(Mutex::new(HashSet::new()));
+    let handles = Arc::new(OnceLock::<Vec<AbortHandle>>::new());
+    let mut tasks: Vec<JoinHandle<()>> = Vec::new();
+    for task in 0..TASKS {
+        let (buffer, appended, durable) = (Arc::clone(&buffer), Arc::clone(&appended), Arc::clone(&durable));
+        let handles = Arc::clone(&handles);
+        // The task to abort after each report. Most of the tasks are waiting then.
+        let victims: [Option<usize>; REPORTS] =
+            std::array::from_fn(|_| random.random_bool(0.1).then(|| random.random_range(0..TASKS / 3) * 3));
+        tasks.push(tokio::spawn(async move {
+            while handles.get().is_none() {
+                tokio::task::yield_now().await;
+            }
+            for (n, victim) in victims.into_iter().enumerate() {
+                let line = line(task, n, 17 * task % 97);
+                let ticket = loop {
+                    match buffer.append(&Reports::check(line.as_bytes()).unwrap()) {
+                        Ok(ticket) => break ticket,
+                        // There is no journal.
+                        Err(error) => assert_eq!(error, AppendError::Full),
+                    }
+                    buffer.prepare_journals().unwrap();
+                    tokio::task::yield_now().await;
+                };
+                appended.fetch_add(1, Ordering::Relaxed);
+                victim.into_iter().for_each(|victim| handles.wait()[victim].abort());
+                ticket.durable().await.unwrap();
+                durable.lock().unwrap().insert(line);
+            }
+        }));
+    }
+    handles.set(tasks.iter().map(JoinHandle::abort_handle).collect()).unwrap();
+    for (task, handle) in tasks.into_iter().enumerate() {
+        // Far longer than it ever takes. A task that sleeps by then will not be woken.
+        match tokio::time::timeout(Duration::from_secs(60), handle).await.expect("a task is left asleep") {
+            Ok(()) => {}
+            Err(error) => assert!(error.is_cancelled() && task % 3 == 0, "{error}"),
+        }
+    }
+
+    buffer.close();
+    let batches: Vec<_> = std::iter::from_fn(|| buffer.next_sealed()).collect();
+    assert!(batches.len() > 5, "{}", batches.len());
+    let durable = durable.lock().unwrap();
+    assert!(durable.len() < appended.load(Ordering::Relaxed), "some were aborted while they waited");
+    let held: Vec<_> = batches.iter().map(|batch| text(batch)).collect();
+    let journaled: Vec<_> = batches.iter().map(|batch| journal_text(dir.path(), batch)).collect();
+    for texts in [held, journaled] {
+        let lines: HashSet<_> = texts.iter().flat_map(|text| text.lines()).collect();
+        assert_eq!(lines.len(), texts.iter().flat_map(|text| text.lines()).count(), "each once");
+        let lost: Vec<_> = durable.iter().filter(|line| !lines.contains(line.as_str())).collect();
+        assert!(lost.is_empty(), "{lost:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn aborted_tasks_leave_no_task_waiting_for_a_journal() {
+    crowd(Ack::Journal).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn aborted_tasks_leave_no_task_waiting_for_a_sync() {
+    crowd(Ack::Disk).await;
+}
+
+#[tokio::test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn a_journal_that_cannot_be_written_fails_all_waiting_tasks_and_seals_the_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = crate::store::Store::open(dir.path()).unwrap();
+    let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 64 };
+    let buffer = Buffer::new(layout, Ack::Journal, Some(store.journals(64).unwrap()), 0);
+    let report = Reports::check(b"{}").unwrap();
+    let tickets = [(); 3].map(|()| buffer.append(&report).unwrap());
+    let taken = dir.path().join("journal").join(tickets[0].batch.id().journal());
+    fs::write(&taken, "").unwrap();
+    let [first, second, third] = &tickets;
+    let outcomes = tokio::join!(first.durable(), second.durable());
+    assert_eq!(outcomes, (Err(NotDurable), Err(NotDurable)));
+    fs::remove_file(&taken).unwrap();
+    assert_eq!(third.durable().await, Err(NotDurable), "a later write proves nothing about the first one");
+    let next = buffer.append(&report).unwrap();
+    assert!(!Arc::ptr_eq(&next.batch, &first.batch));
+    assert_eq!(next.durable().await, Ok(()));
+}
+
+#[test]
+fn a_batch_is_due_when_its_first_report_is_old_enough_and_an_empty_batch_never_is() {
+    let buffer = buffer(2, 2, 64);
+    assert_eq!(buffer.rotate_if_due(Duration::ZERO), Duration::ZERO);
+    assert!(buffer.next_sealed().is_none(), "nothing to flush");
+    buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
+    let wait = buffer.rotate_if_due(Duration::from_secs(3600));
+    assert!(wait > Duration::from_secs(3500) && wait <= Duration::from_secs(3600), "{wait:?}");
+    assert!(buffer.next_sealed().is_none());
+    assert_eq!(buffer.rotate_if_due(Duration::ZERO), Duration::ZERO);
+    assert_eq!(text(&buffer.next_sealed().unwrap()), "{}\n");
+}
+
+#[test]
+fn a_closed_buffer_refuses_appends_and_is_drained_when_all_batches_are_flushed() {
+    let buffer = buffer(3, 1, 64);
+    let report = Reports::check(b"{}").unwrap();
+    buffer.append(&report).unwrap();
+    buffer.close();
+    buffer.close();
+    assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Closed);
+    assert!(!buffer.is_drained());
+    assert_eq!(text(&buffer.next_sealed().unwrap()), "{}\n");
+    assert!(buffer.is_drained());
+}
+
+#[test]
+fn a_flusher_that_waits_for_the_last_batch_is_woken_when_it_is_dropped() {
+    let buffer = buffer(2, 1, 64);
+    let ticket = buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
+    thread::scope(|scope| {
+        let flusher = scope.spawn(|| {
+            buffer.set_flusher(thread::current());
+            while !buffer.is_drained() {
+                if buffer.next_sealed().is_none() {
+                    thread::park();
+                }
+            }
+        });
+        buffer.close();
+        drop(ticket);
+        flusher.join().unwrap();
+    });
+}
+
+#[test]
+fn one_writer_fills_every_chunk_before_a_batch_is_full() {
+    let buffer = buffer(2, 4, 9);
+    let report = Reports::check(b"{\"a\":10}").unwrap();
+    for _ in 0..4 {
+        buffer.append(&report).unwrap();
+    }
+    assert!(buffer.next_sealed().is_none());
+    buffer.append(&report).unwrap();
+    assert_eq!(text(&buffer.next_sealed().unwrap()).lines().count(), 4);
+}
+
+#[test]
+fn the_times_of_a_batch_are_those_of_its_first_and_last_report() {
+    let buffer = buffer(2, 2, 64);
+    let report = Reports::check(b"{}").unwrap();
+    let before = SystemTime::now();
+    let ticket = buffer.append_to(1, &report).unwrap();
+    buffer.append_to(0, &report).unwrap();
+    let (first, last) = ticket.batch.times().unwrap();
+    let slack = Duration::from_secs(1); // two clocks are read one after the other
+    assert!(before - slack <= first && first < last && last <= SystemTime::now() + slack);
+}
+
+#[test]
+fn many_threads_and_a_slow_flusher_store_every_report_once() {
+    crowded(&buffer(3, 3, 2_000));
+}
+
+#[test]
+fn threads_that_rotate_at_the_same_time_store_every_report_once() {
+    // One or a few reports fill a batch, and there are always free batches.
+    crowded(&buffer(64, 1, 150));
+}
+
+fn crowded(buffer: &Buffer) {
+    const WRITERS: usize = 4;
+    const REPORTS: usize = if cfg!(miri) { 20 } else { 5_000 };
+    let files = thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                scope.spawn(move || {
+                    for n in 0..REPORTS {
+                        let line = line(writer, n, n % 97);
+                        let report = Reports::check(line.as_bytes()).unwrap();
+                        while let Err(error) = buffer.append(&report) {
+                            assert_eq!(error, AppendError::Full);
+                            thread::yield_now();
+                        }
+                    }
+                })
+            })
+            .collect();
+        let flusher = scope.spawn(|| {
+            let mut files = Vec::new();
+            while !buffer.is_drained() {
+                match buffer.next_sealed() {
+                    Some(batch) => files.push(text(&batch)),
+                    None => thread::yield_now(),
+                }
+            }
+            files
+        });
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        buffer.close();
+        flusher.join().unwrap()
+    });
+    assert!(files.len() > REPORTS / 50, "{}", files.len());
+    assert_each_once(&files, &(0..WRITERS).map(|writer| (writer, REPORTS)).collect());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append { writer: usize, len: usize, hold: bool },
+    Rotate,
+    Flush,
+    DropTickets,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        20 => (0..5_usize, 0..150_usize, proptest::bool::weighted(0.1))
+            .prop_map(|(writer, len, hold)| Step::Append { writer, len, hold }),
+        1 => Just(Step::Rotate),
+        2 => Just(Step::Flush),
+        1 => Just(Step::DropTickets),
+    ]
+}
+
+proptest! {
+    #[test]
+    #[cfg_attr(miri, ignore = "too slow")]
+    fn any_sequence_stores_every_accepted_report_once(
+        steps in proptest::collection::vec(step(), 1..400),
+        batches in 2..5_usize,
+        shards in 1..5_usize,
+    ) {
+        let buffer = buffer(batches, shards, 256);
+        let (mut files, mut tickets, mut counts) = (Vec::new(), Vec::new(), HashMap::new());
+        for step in steps {
+            match step {
+                Step::Append { writer, len, hold } => {
+                    let count = counts.get(&writer).copied().unwrap_or(0);
+                    let line = line(writer, count, len);
+                    match buffer.append_to(writer, &Reports::check(line.as_bytes()).unwrap()) {
+                        Ok(ticket) => {
+                            counts.insert(writer, count + 1);
+                            tickets.extend(hold.then_some(ticket));
+                        }
+                        Err(error) => prop_assert_eq!(error, AppendError::Full),
+                    }
+                }
+                Step::Rotate => {
+                    buffer.rotate_if_due(Duration::ZERO);
+                }
+                Step::Flush => files.extend(buffer.next_sealed().map(|batch| text(&batch))),
+                Step::DropTickets => tickets.clear(),
+            }
+        }
+        buffer.close();
+        files.extend(std::iter::from_fn(|| buffer.next_sealed()).map(|batch| text(&batch)));
+        prop_assert_eq!(buffer.is_drained(), tickets.is_empty());
+        tickets.clear();
+        prop_assert!(buffer.is_drained());
+        assert_each_once(&files, &counts);
+    }
+}
+
+/// A buffer of batches with one report each, with journals in `dir`.
+fn journaled(dir: &Path, batches: usize, spill_bytes: u64) -> (crate::store::Store, Buffer) {
+    let store = crate::store::Store::open(dir).unwrap();
+    let layout = BufferLayout { batches, shards: 1, chunk_bytes: 3 };
+    let journals = store.journals(3).unwrap();
+    let buffer = Buffer::new(layout, Ack::Journal, Some(journals), spill_bytes);
+    (store, buffer)
+}
+
+#[tokio::test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn only_one_batch_is_spilled_while_tickets_hold_its_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, buffer) = journaled(dir.path(), 4, 1_000);
+    let report = Reports::check(b"{}").unwrap();
+    let mut tickets = Vec::new();
+    for _ in 0..4 {
+        buffer.prepare_journals().unwrap();
+        let ticket = buffer.append(&report).unwrap();
+        ticket.durable().await.unwrap();
+        tickets.push(ticket);
+    }
+    for _ in 0..3 {
+        buffer.prepare_journals().unwrap();
+        assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
+    }
+    assert_eq!(buffer.spilled.bytes(), 3, "one batch of three bytes");
+    tickets.remove(0);
+    buffer.append(&report).unwrap();
+    assert_eq!(buffer.spilled.bytes(), 3);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+fn a_thread_that_loses_the_race_to_rotate_gives_its_journal_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, buffer) = journaled(dir.path(), 4, 0);
+    let journals = || fs::read_dir(dir.path().join("tmp")).unwrap().count();
+    buffer.prepare_journals().unwrap();
+    let before = journals();
+    let full = buffer.active.load_full();
+    // Two threads find the batch full and lease the two journals that are ready.
+    let [winner, loser] = [(); 2].map(|()| Batch::lease(&buffer.pool).unwrap());
+    assert!(!buffer.pool.can_lease());
+    assert!(buffer.swap(&full, winner));
+    assert!(!buffer.swap(&full, loser));
+    assert!(buffer.pool.can_lease(), "the loser's journal is ready again");
+    assert_eq!(journals(), before, "no journal was removed, and none is named yet");
+    // After the shutdown began, a journal that comes back is removed.
+    let late = Batch::lease(&buffer.pool).unwrap();
+    buffer.discard_journals();
+    drop(late);
+    assert!(!buffer.pool.can_lease());
+}
+
+#[tokio::test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn a_panic_while_a_spilled_batch_is_dropped_breaks_nothing() {
+    /// Panics when it is woken, as tokio does when the system refuses to wake a thread.
+    struct Panics;
+    impl std::task::Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("cannot be woken");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (store, buffer) = journaled(dir.path(), 2, 1_000);
+    let report = Reports::check(b"{}").unwrap();
+    for _ in 0..2 {
+        buffer.prepare_journals().unwrap();
+        buffer.append(&report).unwrap().durable().await.unwrap();
+    }
+    let mut capacity = Box::pin(buffer.capacity());
+    let waker = std::task::Waker::from(Arc::new(Panics));
+    assert!(capacity.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    let spilled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| buffer.spill()));
+    assert!(spilled.is_err(), "the drop of the batch wakes the task");
+    drop(capacity);
+    // The spilled batch is registered, and recovery publishes it.
+    assert_eq!(buffer.spilled.bytes(), 3);
+    let compression = crate::store::Compression { level: 1, threads: 1 };
+    crate::store::recover(&store, compression, &mut Default::default()).unwrap();
+    assert!(!buffer.remove_published(|id| store.is_pending(id)));
+    buffer.append(&report).unwrap();
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+fn a_refused_append_does_not_wake_the_maintenance_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, buffer) = journaled(dir.path(), 8, 0);
+    let report = Reports::check(b"{}").unwrap();
+    while buffer.append(&report).is_ok() {}
+    buffer.set_maintenance(thread::current(), crossbeam_utils::sync::Parker::new().unparker().clone());
+    // A thread that was unparked does not wait in `park_timeout`. One of several attempts must wait, because the function
+    // may also return early by chance.
+    let waits = || {
+        thread::current().unpark();
+        thread::park(); // consumes the token
+        assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
+        let (started, timeout) = (std::time::Instant::now(), Duration::from_millis(5));
+        thread::park_timeout(timeout);
+        started.elapsed() >= timeout
+    };
+    assert!((0..5).any(|_| waits()));
+}

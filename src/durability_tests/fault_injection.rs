@@ -1,0 +1,154 @@
+//! Fault injection: file operations fail, or the process ends at one of them, as a test says.
+//!
+//! The operations are executed in a real directory and recorded in a [`SimulatedDisk`], which can produce the directory
+//! that a power failure would leave.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::panic;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use fastrand::Rng;
+use rustix::io::Errno;
+
+use super::simulated_disk::SimulatedDisk;
+use crate::store::Call;
+
+/// A fault of one file operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The operation fails and has no effect.
+    Fails(Errno),
+    /// The operation has its effect, but reports an error.
+    Denies(Errno),
+    /// A write writes only half of its bytes.
+    Short,
+    /// The operation panics and has no effect.
+    Panics,
+    /// The process ends before the operation.
+    Crash,
+}
+
+impl Fault {
+    /// Whether the fault can happen to an operation of this [name](Call::name).
+    pub(crate) fn applies_to(self, call: &str) -> bool {
+        match self {
+            Self::Fails(Errno::NOSPC) => !["list", "open", "read", "remove", "set modified"].contains(&call),
+            // The standard library repeats the other operations by itself.
+            Self::Fails(Errno::INTR) => ["allocate", "write"].contains(&call),
+            Self::Denies(_) => ["create dir", "link", "rename", "remove"].contains(&call),
+            Self::Short => call == "write",
+            // A file may be removed while its owner is dropped by another panic.
+            Self::Panics => call != "remove",
+            Self::Fails(_) | Self::Crash => true,
+        }
+    }
+}
+
+impl Call<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Call::List => "list",
+            Call::Open => "open",
+            Call::Read => "read",
+            Call::CreateDir(_) => "create dir",
+            Call::Create(_) => "create",
+            Call::Allocate(_) => "allocate",
+            Call::Write(_) => "write",
+            Call::SetModified => "set modified",
+            Call::Sync(_) => "sync",
+            Call::SyncDir(_) => "sync dir",
+            Call::Link(..) => "link",
+            Call::Rename(..) => "rename",
+            Call::Remove(_) => "remove",
+        }
+    }
+}
+
+/// The panic payload that stands for the end of the process.
+pub(crate) struct Crashed;
+
+/// The faults to inject, and the operations so far.
+#[derive(Debug)]
+pub(crate) struct Script(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Faults by range of operation numbers.
+    faults: Vec<(Range<usize>, Fault)>,
+    calls: Vec<&'static str>,
+    is_dead: bool,
+    disk: SimulatedDisk,
+}
+
+impl Script {
+    /// Records all operations below `root`, whose present content counts as synced.
+    pub(crate) fn new(root: &Path, faults: Vec<(Range<usize>, Fault)>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State { faults, calls: vec![], is_dead: false, disk: SimulatedDisk::of(root) })))
+    }
+
+    /// The [names](Call::name) of the operations so far.
+    pub(crate) fn calls(&self) -> Vec<&'static str> {
+        self.state().calls.clone()
+    }
+
+    /// Creates in `to`, which is empty, what a power failure leaves of the root.
+    pub(crate) fn cut_power(&self, to: &Path, chance: &mut Rng) {
+        let state = self.state();
+        state.disk.cut_power(to, chance);
+    }
+
+    /// Whether a name would survive a power failure.
+    pub(crate) fn is_durable(&self, path: &Path) -> bool {
+        self.state().disk.is_durable(path)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn call<T>(&self, call: Call<'_>, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.state();
+        let fault = state.fault(&call);
+        state.calls.push(call.name());
+        state.is_dead |= fault == Some(Fault::Crash);
+        if state.is_dead {
+            drop(state);
+            // Unwinding drops the owners of files, which remove them.
+            if matches!(call, Call::Remove(_)) || thread::panicking() {
+                return Err(Errno::IO.into());
+            }
+            panic::resume_unwind(Box::new(Crashed));
+        }
+        if fault == Some(Fault::Panics) {
+            drop(state);
+            panic!("injected at {call:?}");
+        }
+        if let Some(Fault::Fails(errno)) = fault {
+            state.disk.record_failure(&call);
+            return Err(errno.into());
+        }
+        let done = run()?;
+        state.disk.record(&call);
+        match fault {
+            Some(Fault::Denies(errno)) => Err(errno.into()),
+            _ => Ok(done),
+        }
+    }
+
+    /// The half of `bytes` that the next write writes, if it is a short write.
+    pub(crate) fn shortened<'a>(&self, file: &File, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let fault = self.state().fault(&Call::Write(file));
+        (fault == Some(Fault::Short) && bytes.len() > 1).then(|| &bytes[..bytes.len() / 2])
+    }
+}
+
+impl State {
+    fn fault(&self, call: &Call<'_>) -> Option<Fault> {
+        let mut faults = self.faults.iter().filter(|(calls, _)| calls.contains(&self.calls.len()));
+        faults.find(|(_, fault)| fault.applies_to(call.name())).map(|(_, fault)| *fault)
+    }
+}

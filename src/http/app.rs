@@ -1,0 +1,94 @@
+//! What all connections of a server share.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use super::admission::{Admission, ConnectionsPerAddress, Proxies, Repeats};
+use super::drain::Drain;
+use super::refusals::Refusals;
+use crate::buffer::Buffer;
+use crate::config::{Config, Mask, Origins, Stamps};
+use crate::store::Store;
+
+/// What all connections of a server share.
+#[derive(Debug)]
+pub struct App {
+    pub(super) buffer: Arc<Buffer>,
+    pub(super) store: Arc<Store>,
+    pub(super) limits: Limits,
+    /// `None` if a client may open any number of connections.
+    pub(super) per_address: Option<ConnectionsPerAddress>,
+    pub(super) admission: Admission,
+    pub(super) origins: Origins,
+    /// `None` if idempotency keys are ignored.
+    pub(super) repeats: Option<Repeats>,
+    pub(super) proxies: Proxies,
+    pub(super) stamps: Stamps,
+    pub(super) client_ip_mask: Mask,
+    /// Permits for open HTTP/2 requests, on all connections together.
+    pub(super) streams: Arc<Semaphore>,
+    /// Permits for bytes of body buffers, on all connections together.
+    pub(super) inflight: Arc<Semaphore>,
+    pub(super) drain: Drain,
+    pub(super) refusals: Refusals,
+    pub(super) started: Instant,
+}
+
+/// Limits of one connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) max_body_bytes: usize,
+    pub(super) header_timeout: Duration,
+    pub(super) body_timeout: Duration,
+    pub(super) keep_alive_timeout: Duration,
+}
+
+impl App {
+    /// Reports go to `buffer`. `/readyz` reports errors of `store`.
+    #[must_use]
+    pub fn new(config: &Config, buffer: Arc<Buffer>, store: Arc<Store>) -> Self {
+        Self {
+            buffer,
+            store,
+            limits: Limits {
+                max_body_bytes: config.max_body_bytes,
+                header_timeout: config.header_timeout,
+                body_timeout: config.body_timeout,
+                keep_alive_timeout: config.keep_alive_timeout,
+            },
+            per_address: config.max_connections_per_address.map(ConnectionsPerAddress::new),
+            admission: Admission::new(config.write_keys.clone(), config.rate_limit, config.key_rate_limit),
+            origins: config.cors_allow_origins.clone(),
+            repeats: config.dedup_window.map(|window| Repeats::new(window, config.max_connections)),
+            proxies: Proxies {
+                trusted: config.trusted_proxies.clone(),
+                header: config.forwarded_header,
+                proxy_protocol: config.proxy_protocol,
+            },
+            stamps: config.stamp.clone(),
+            client_ip_mask: config.client_ip_mask,
+            streams: Arc::new(Semaphore::new(config.max_connections)),
+            inflight: Arc::new(Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS))),
+            drain: Drain::default(),
+            refusals: Refusals::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Announces the shutdown: `/readyz` answers 503 from now on.
+    pub(crate) fn announce_shutdown(&self) {
+        self.drain.announce();
+    }
+
+    /// Lets each connection finish its current requests, and accept no others.
+    pub(crate) fn drain(&self) {
+        self.drain.start();
+    }
+
+    /// Logs the requests that were refused since the last call, by reason.
+    pub(crate) fn log_refusals(&self) {
+        self.refusals.log();
+    }
+}

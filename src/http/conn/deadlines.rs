@@ -1,0 +1,231 @@
+//! The phase of a connection and its deadline.
+//!
+//! A timer per header, body and pause would be set and cancelled with every request. Instead, each phase only stores its
+//! deadline. One timer per connection is moved when it fires too early, or when an earlier deadline is stored.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::http::app::Limits;
+
+/// How long a new connection may still send its first request after a shutdown has begun. A browser that has only
+/// connected in advance delays the shutdown no longer than this.
+pub(super) const FRESH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a request may take to answer that it is late.
+const LATE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the client of an idle HTTP/2 connection has for requests that it sent before it received GOAWAY.
+const GO_AWAY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Maximum time from a complete body to the answer. It ends the wait for a disk that does not respond.
+pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Phase {
+    /// No byte has arrived yet.
+    Fresh,
+    /// Between two requests.
+    Idle,
+    /// A part of a header has arrived.
+    Header,
+    /// The body is being read.
+    Body,
+    /// The request is answered.
+    Answer,
+    /// The body or the answer is late. The request answers that.
+    Late,
+    /// HTTP/2: several requests are open at the same time.
+    Streams,
+    /// HTTP/2: the client has been sent GOAWAY.
+    GoingAway,
+}
+
+const PHASES: [Phase; 8] = [
+    Phase::Fresh,
+    Phase::Idle,
+    Phase::Header,
+    Phase::Body,
+    Phase::Answer,
+    Phase::Late,
+    Phase::Streams,
+    Phase::GoingAway,
+];
+
+/// What to do at a deadline.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Expired {
+    /// Poll the request, which answers that it is late.
+    AnswerLate,
+    /// Send GOAWAY.
+    GoAway,
+    /// Close the connection, for this reason.
+    Close(&'static str),
+}
+
+/// The connection's phase and deadline.
+///
+/// With HTTP/1, almost all accesses come from the task of the connection. With HTTP/2, they come from several tasks, and
+/// the connection may notice a change late. So all orderings are Relaxed.
+#[derive(Debug)]
+pub(super) struct Deadlines {
+    opened: Instant,
+    limits: Limits,
+    phase: AtomicU8,
+    /// Nanoseconds after `opened`.
+    deadline_ns: AtomicU64,
+    /// HTTP/2: number of requests without an answer.
+    open_requests: AtomicU32,
+    /// HTTP/2: number of answers that the client has not received completely.
+    unsent_answers: AtomicU32,
+}
+
+impl Deadlines {
+    pub(super) fn new(limits: Limits) -> Self {
+        let deadlines = Self {
+            opened: Instant::now(),
+            limits,
+            phase: AtomicU8::new(Phase::Fresh as u8),
+            deadline_ns: AtomicU64::new(0),
+            open_requests: AtomicU32::new(0),
+            unsent_answers: AtomicU32::new(0),
+        };
+        deadlines.set_deadline(limits.keep_alive_timeout);
+        deadlines
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        PHASES[usize::from(self.phase.load(Ordering::Relaxed))]
+    }
+
+    /// The deadline. `None` while there are HTTP/2 requests without an answer, which have their own limits.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        if self.open_requests.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        self.opened.checked_add(Duration::from_nanos(self.deadline_ns.load(Ordering::Relaxed)))
+    }
+
+    /// Whether the connection may still send its first request during a shutdown.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.phase() == Phase::Fresh && self.opened.elapsed() < FRESH_TIMEOUT
+    }
+
+    pub(super) fn fresh_deadline(&self) -> Instant {
+        self.opened + FRESH_TIMEOUT
+    }
+
+    /// Bytes have arrived. If they are the first of a request, the time for its header begins.
+    pub(super) fn received(&self) {
+        if matches!(self.phase(), Phase::Fresh | Phase::Idle) {
+            self.enter(Phase::Header, self.limits.header_timeout);
+        }
+    }
+
+    /// HTTP/1: the body is about to be read.
+    pub(super) fn reading_body(&self) {
+        self.enter(Phase::Body, self.limits.body_timeout);
+    }
+
+    /// HTTP/1: the request is complete and about to be answered.
+    pub(super) fn answering(&self) {
+        self.enter(Phase::Answer, COMMIT_TIMEOUT);
+    }
+
+    /// HTTP/1: the answer is complete.
+    pub(super) fn answered(&self) {
+        self.enter(Phase::Idle, self.limits.keep_alive_timeout);
+    }
+
+    /// HTTP/1: the bytes since the last answer belonged to a discarded body, not to a new request.
+    pub(super) fn discarded_body(&self) {
+        let (header, idle) = (Phase::Header as u8, Phase::Idle as u8);
+        // Only if no request has begun since.
+        if self.phase.compare_exchange(header, idle, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.set_deadline(self.limits.keep_alive_timeout);
+        }
+    }
+
+    /// The connection uses HTTP/2.
+    pub(super) fn is_http2(&self) {
+        self.enter(Phase::Streams, self.limits.keep_alive_timeout);
+    }
+
+    /// HTTP/2: a request has arrived.
+    pub(super) fn stream_opened(&self) {
+        self.open_requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// HTTP/2: a request is answered or was reset.
+    pub(super) fn stream_answered(&self) {
+        self.extend_idle_time();
+        self.open_requests.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// HTTP/2: hyper holds an answer until the client accepts it.
+    pub(super) fn answer_held(&self) {
+        self.unsent_answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// HTTP/2: an answer was sent or dropped.
+    pub(super) fn answer_released(&self) {
+        self.unsent_answers.fetch_sub(1, Ordering::Relaxed);
+        self.extend_idle_time();
+    }
+
+    /// Starts the idle time of an HTTP/2 connection anew. A client that does not read its answers, or that was sent
+    /// GOAWAY, gets no more time for further requests.
+    fn extend_idle_time(&self) {
+        if self.phase() == Phase::Streams && self.unsent_answers.load(Ordering::Relaxed) == 0 {
+            self.set_deadline(self.limits.keep_alive_timeout);
+        }
+    }
+
+    /// HTTP/2: GOAWAY is about to be sent.
+    pub(super) fn going_away(&self) {
+        self.enter(Phase::GoingAway, GO_AWAY_TIMEOUT);
+    }
+
+    /// The deadline has passed. Enters the phase that follows.
+    pub(super) fn expired(&self) -> Expired {
+        match self.phase() {
+            Phase::Body | Phase::Answer => {
+                self.enter(Phase::Late, LATE_TIMEOUT);
+                Expired::AnswerLate
+            }
+            // A client that has just sent a request would not know whether it was read, if it got no GOAWAY.
+            Phase::Streams => {
+                self.going_away();
+                Expired::GoAway
+            }
+            Phase::Header => Expired::Close("the header did not arrive in time"),
+            Phase::Fresh | Phase::Idle | Phase::Late | Phase::GoingAway => Expired::Close("idle for too long"),
+        }
+    }
+
+    fn enter(&self, phase: Phase, limit: Duration) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+        self.set_deadline(limit);
+    }
+
+    fn set_deadline(&self, limit: Duration) {
+        let deadline = self.opened.elapsed().saturating_add(limit);
+        self.deadline_ns.store(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_phase_survives_a_round_trip_through_its_number() {
+        for phase in PHASES {
+            assert_eq!(PHASES[phase as usize], phase);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! One connection: hyper's state machine, with deadlines, permits and an orderly end.
+//!
+//! With HTTP/1, the connection has one phase and one deadline at a time. With HTTP/2, requests are concurrent: the
+//! connection only limits its idle time, and each slow request has its own timer.
+
+mod connection;
+mod deadlines;
+mod protocol;
+mod proxy_header;
+mod request;
+mod timed_stream;
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Response, Version};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+pub(super) use self::connection::Connection;
+use self::deadlines::{Deadlines, Expired, Phase};
+use self::protocol::Protocol;
+pub use self::protocol::http1_builder;
+pub(super) use self::request::RequestContext;
+use self::request::RequestGuard;
+use self::timed_stream::TimedStream;
+use super::app::App;
+use super::refusals::TOO_MANY_CONNECTIONS;
+
+/// Answers requests.
+pub(super) trait Handler: 'static {
+    /// Answers one request.
+    fn answer(
+        context: RequestContext<'_>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+}
+
+/// Serves one connection until the client closes it, a timeout ends it, or the server shuts down.
+pub(super) async fn serve<H: Handler>(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
+    let client = match proxy_header::client(&app, &mut stream, peer.ip()).await {
+        Ok(client) => client,
+        Err(reason) => return tracing::debug!(%peer, reason, "closed the connection"),
+    };
+    let address = client.unwrap_or(peer.ip().to_canonical());
+    let connection = Arc::new(Connection { peer: address, deadlines: Deadlines::new(app.limits), app });
+    // A proxy's own connections carry requests of many clients, so they are not counted.
+    let counted = connection.app.per_address.as_ref().zip(client).map(|(counts, client)| counts.count(client));
+    if let Some(None) = counted {
+        connection.app.refusals.count(TOO_MANY_CONNECTIONS);
+        return tracing::debug!(%peer, reason = "the client has too many connections", "closed the connection");
+    }
+    if let Err(reason) = drive::<H>(&connection, stream).await {
+        tracing::debug!(%peer, reason, "closed the connection");
+    }
+}
+
+/// Polls hyper's state machine, and enforces deadlines and the drain.
+async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> Result<(), String> {
+    let Connection { app, deadlines, .. } = &**connection;
+    let requests = Arc::clone(connection);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let version = request.version();
+        let guard = RequestGuard::new(&requests, version);
+        async move {
+            let mut response = H::answer(RequestContext::new(&guard), request).await;
+            if guard.connection.app.drain.is_announced() && version != Version::HTTP_2 {
+                // The client, or its load balancer, reconnects, perhaps to another server. So no connection is left that
+                // would have to be closed while a request arrives.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response.map(|body| guard.answer_body(body)))
+        }
+    });
+    let mut protocol = Protocol::new(TimedStream { stream, connection: Arc::clone(connection) }, service);
+
+    // Polled once, to register the waker of this task. The waker does not change, and each further poll would take a lock
+    // that all connections share.
+    let mut drain = pin!(app.drain.started());
+    poll_fn(|cx| Poll::Ready(drain.as_mut().poll(cx).is_ready())).await;
+    let mut is_draining = false;
+    let mut armed = deadlines.deadline().unwrap_or_else(Instant::now);
+    let mut timer = pin!(tokio::time::sleep_until(armed));
+
+    poll_fn(|cx| {
+        loop {
+            if !is_draining && app.drain.is_started() && !deadlines.is_fresh() {
+                is_draining = true;
+                if deadlines.phase() == Phase::Streams {
+                    deadlines.going_away();
+                }
+                protocol.graceful_shutdown();
+            }
+            if let Poll::Ready(ended) = protocol.poll(cx) {
+                return Poll::Ready(ended);
+            }
+            let mut deadline = deadlines.deadline();
+            if !is_draining && app.drain.is_started() {
+                if !deadlines.is_fresh() {
+                    // The first request has just arrived.
+                    continue;
+                }
+                deadline = Some(deadlines.fresh_deadline());
+            }
+            if let Some(deadline) = deadline.filter(|deadline| *deadline < armed) {
+                armed = deadline;
+                timer.as_mut().reset(armed);
+            }
+            ready!(timer.as_mut().poll(cx));
+            match deadline {
+                Some(deadline) if deadline <= Instant::now() => match deadlines.expired() {
+                    Expired::AnswerLate => {}
+                    Expired::GoAway => protocol.graceful_shutdown(),
+                    Expired::Close(reason) => return Poll::Ready(Err(reason.to_owned())),
+                },
+                later => {
+                    armed = later.unwrap_or_else(|| Instant::now() + app.limits.keep_alive_timeout);
+                    timer.as_mut().reset(armed);
+                }
+            }
+        }
+    })
+    .await
+}

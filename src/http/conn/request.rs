@@ -1,0 +1,194 @@
+//! One request, as its connection sees it: permit, time limits, end.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Version;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::connection::Connection;
+use super::deadlines::{COMMIT_TIMEOUT, Phase};
+
+/// How much of a refused body is read and discarded, and for how long.
+const DISCARD_BYTES: usize = 16 << 20;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An open request. Dropping it tells the connection that the request has ended.
+#[derive(Debug)]
+pub(super) struct RequestGuard {
+    pub(super) connection: Arc<Connection>,
+    is_http2: bool,
+    /// HTTP/2: the permit of this request, unless there was none. With HTTP/1, the permit of the connection is enough.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl RequestGuard {
+    pub(super) fn new(connection: &Arc<Connection>, version: Version) -> Self {
+        let is_http2 = version == Version::HTTP_2;
+        let mut permit = None;
+        if is_http2 {
+            connection.deadlines.stream_opened();
+            permit = Arc::clone(&connection.app.streams).try_acquire_owned().ok();
+        }
+        Self { connection: Arc::clone(connection), is_http2, permit }
+    }
+
+    /// The body of the answer. Over HTTP/2, the client may refuse to receive it. So the body keeps the permit, and a
+    /// request without a permit gets no body.
+    pub(super) fn answer_body(mut self, body: Full<Bytes>) -> AnswerBody {
+        if !self.is_http2 {
+            return AnswerBody { body, _unsent: None };
+        }
+        match self.permit.take() {
+            None => AnswerBody { body: Full::default(), _unsent: None },
+            Some(permit) => AnswerBody { body, _unsent: Some(Unsent::new(Arc::clone(&self.connection), permit)) },
+        }
+    }
+}
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        match self.is_http2 {
+            false => self.connection.deadlines.answered(),
+            true => self.connection.deadlines.stream_answered(),
+        }
+    }
+}
+
+/// The body of an answer. hyper holds it until the client has received all of it.
+#[derive(Debug)]
+pub(super) struct AnswerBody {
+    body: Full<Bytes>,
+    _unsent: Option<Unsent>,
+}
+
+/// HTTP/2: an answer that the client has not received completely. It keeps its permit.
+#[derive(Debug)]
+struct Unsent {
+    connection: Arc<Connection>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Unsent {
+    fn new(connection: Arc<Connection>, permit: OwnedSemaphorePermit) -> Self {
+        connection.deadlines.answer_held();
+        Self { connection, _permit: permit }
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.connection.deadlines.answer_released();
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// One request, as its route sees its connection.
+#[derive(Debug)]
+pub(in crate::http) struct RequestContext<'a> {
+    pub(in crate::http) connection: &'a Arc<Connection>,
+    is_http2: bool,
+    has_permit: bool,
+    /// HTTP/2: the time limit of the current step, and its timer, which exists once the request has to wait.
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<'a> RequestContext<'a> {
+    pub(super) fn new(RequestGuard { connection, is_http2, permit }: &'a RequestGuard) -> Self {
+        let has_permit = !is_http2 || permit.is_some();
+        Self { connection, is_http2: *is_http2, has_permit, limit: Duration::ZERO, timer: None }
+    }
+
+    /// Whether the server permits this request beside all the others.
+    pub(in crate::http) fn has_permit(&self) -> bool {
+        self.has_permit
+    }
+
+    /// Starts the time for the body.
+    pub(in crate::http) fn start_body(&mut self) {
+        match self.is_http2 {
+            false => self.connection.deadlines.reading_body(),
+            true => self.start_timer(self.connection.app.limits.body_timeout),
+        }
+    }
+
+    /// Starts the time for the answer.
+    pub(in crate::http) fn start_answer(&mut self) {
+        match self.is_http2 {
+            false => self.connection.deadlines.answering(),
+            true => self.start_timer(COMMIT_TIMEOUT),
+        }
+    }
+
+    fn start_timer(&mut self, limit: Duration) {
+        (self.limit, self.timer) = (limit, None);
+    }
+
+    /// Runs `work` within the time of the current step. Returns `None` if the time is over.
+    pub(in crate::http) async fn in_time<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if self.is_late(cx) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
+    /// Whether the time of the current step is over. The task is polled at the deadline.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.is_http2 {
+            return self.connection.deadlines.phase() == Phase::Late;
+        }
+        let limit = self.limit;
+        self.timer.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx).is_ready()
+    }
+
+    /// Discards the rest of a refused body. The answer is sent at once. But a client that is still sending would not read
+    /// the answer if the connection were closed, so the body is read for a while.
+    pub(in crate::http) fn discard(&self, body: Incoming) {
+        // HTTP/2 tells the client to stop sending.
+        if !self.is_http2 {
+            tokio::spawn(timeout(DISCARD_TIMEOUT, discard(body, Arc::clone(self.connection))));
+        }
+    }
+}
+
+/// Reads and discards at most [`DISCARD_BYTES`].
+async fn discard(mut body: Incoming, connection: Arc<Connection>) {
+    let mut left = DISCARD_BYTES;
+    // Checked before each frame: hyper reports the end of a body as a frame only when the next request arrives.
+    while !body.is_end_stream() {
+        let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await else { break };
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+            Some(rest) => left = rest,
+            None => return,
+        }
+    }
+    connection.deadlines.discarded_body();
+}

@@ -1,0 +1,56 @@
+//! Health endpoints: is the process alive, and should it receive requests?
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CACHE_CONTROL, HeaderValue};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use crate::http::app::App;
+use crate::http::response::json;
+
+#[derive(Debug, Serialize)]
+struct Health {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    version: &'static str,
+    /// Whole seconds.
+    uptime: u64,
+}
+
+/// 200 as long as the process can answer.
+pub(super) fn live(app: &App) -> Response<Full<Bytes>> {
+    health(app, None)
+}
+
+/// 200 if the next report would be accepted. Otherwise 503 with the reason.
+pub(super) fn ready(app: &App) -> Response<Full<Bytes>> {
+    health(app, not_ready(app))
+}
+
+/// The most specific reason first: a disk error also fills the buffer.
+fn not_ready(app: &App) -> Option<String> {
+    if app.drain.is_announced() {
+        Some("the server is shutting down".to_owned())
+    } else if app.buffer.is_disk_full() {
+        Some("the disk is full".to_owned())
+    } else if let Some(error) = app.store.health().error() {
+        Some(error)
+    } else if !app.buffer.has_capacity() {
+        Some("the buffer is full: reports arrive faster than the disk can store them".to_owned())
+    } else {
+        None
+    }
+}
+
+fn health(app: &App, reason: Option<String>) -> Response<Full<Bytes>> {
+    let (code, status) = match reason {
+        None => (StatusCode::OK, "ok"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+    };
+    let health = Health { status, reason, version: env!("CARGO_PKG_VERSION"), uptime: app.started.elapsed().as_secs() };
+    let mut response = json(code, "application/json", &health);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,215 @@
+//! Background maintenance: disk watch, journals, recovery.
+//!
+//! There are two threads, because all of this work blocks and a recovery may take long. Both run at a lower priority than
+//! the threads that handle requests.
+
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::sync::Parker;
+
+use crate::buffer::Buffer;
+use crate::store::{Compression, Store, Unrecognized, recover};
+
+/// Nice level of background threads; request threads have 0. At 5, a background thread still gets a quarter of a core
+/// that it shares with a request thread. The flush needs about a sixth of the time that requests need, so it keeps up.
+const NICE: i32 = 5;
+
+/// Time between two checks of the disk.
+const DISK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Time between two recoveries, if no batch was spilled in between.
+const RECOVERY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Pause after a recovery that left batches, or after an error.
+const RETRY: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 1000 });
+
+/// The background maintenance of one server.
+#[derive(Debug, Clone)]
+pub struct Maintenance {
+    /// The buffer that needs journals and spills batches.
+    pub buffer: Arc<Buffer>,
+    /// The data directory.
+    pub store: Arc<Store>,
+    /// With less free disk space, appends are refused.
+    pub min_free_bytes: u64,
+    /// How recovered report files are compressed.
+    pub compression: Compression,
+}
+
+impl Maintenance {
+    /// Starts both threads. They run until the buffer is drained. The returned thread then removes the unused journals.
+    /// The other one may be in the middle of a recovery; the process may end at any point of that.
+    ///
+    /// # Errors
+    /// If the system cannot start a thread.
+    pub fn spawn(&self) -> io::Result<JoinHandle<()>> {
+        let (maintenance, recovery) = (self.clone(), self.clone());
+        let thread = thread::Builder::new().name("maintenance".to_owned()).spawn(move || maintenance.run())?;
+        // A parker, because `thread::scope` in a recovery also unparks its thread. That would end the next pause early.
+        let parker = Parker::new();
+        self.buffer.set_maintenance(thread.thread().clone(), parker.unparker().clone());
+        thread::Builder::new().name("recovery".to_owned()).spawn(move || recovery.run_recovery(&parker))?;
+        Ok(thread)
+    }
+
+    /// Runs `flush`, which drains the closed buffer, and then recovers all spilled batches. Retries without a limit. The
+    /// order matters: a late request may spill a batch after the close, but before the buffer is drained.
+    pub fn recover_spilled_after<T>(&self, flush: impl FnOnce() -> T) -> T {
+        let flushed = flush();
+        let mut unrecognized = Unrecognized::new();
+        while self.recover_once(&mut unrecognized) {
+            thread::sleep(RETRY);
+        }
+        flushed
+    }
+
+    fn run(&self) {
+        lower_priority();
+        let mut next_check = Instant::now();
+        while !self.buffer.is_drained() {
+            // A panic counts as an error. Without this thread, there would soon be no journals.
+            let done = panic::catch_unwind(AssertUnwindSafe(|| {
+                // Requests may wake this thread often. They do not need more checks of the disk.
+                if next_check <= Instant::now() {
+                    next_check = Instant::now() + DISK_INTERVAL;
+                    self.check_disk();
+                }
+                self.buffer.prepare_journals()
+            }));
+            match done {
+                Ok(Ok(())) => thread::park_timeout(next_check.saturating_duration_since(Instant::now())),
+                failed => {
+                    if let Ok(Err(error)) = failed {
+                        self.store.health().report(&error);
+                        tracing::error!(%error, "can't create a journal; retrying");
+                    }
+                    // Not parked: requests must not shorten the pause.
+                    thread::sleep(RETRY);
+                }
+            }
+        }
+        self.buffer.discard_journals();
+    }
+
+    /// Refuses appends while the disk is nearly full, so that there is space for the reports that are held. Clears the
+    /// last disk error when the disk works again.
+    fn check_disk(&self) {
+        if self.store.health().error().is_some() && self.store.probe().is_ok() {
+            self.store.health().clear();
+        }
+        let is_full = match self.store.free_bytes() {
+            Ok(free_bytes) => free_bytes < self.min_free_bytes,
+            Err(error) => {
+                tracing::error!(%error, "can't determine the free disk space");
+                false
+            }
+        };
+        if self.buffer.set_disk_full(is_full) != is_full {
+            match is_full {
+                true => tracing::error!(min_free_bytes = self.min_free_bytes, "the disk is full; reports are refused"),
+                false => tracing::info!("the disk has free space again; reports are accepted"),
+            }
+        }
+    }
+
+    fn run_recovery(&self, parker: &Parker) {
+        lower_priority();
+        let mut unrecognized = Unrecognized::new();
+        while !self.buffer.is_drained() {
+            // A panic counts as an error. Without this thread, spilled batches would never be published.
+            let recovered = panic::catch_unwind(AssertUnwindSafe(|| self.recover_once(&mut unrecognized)));
+            let any_left = recovered.unwrap_or(true);
+            parker.park_timeout(if any_left { RETRY } else { RECOVERY_INTERVAL });
+        }
+    }
+
+    /// Recovers what can be recovered. Returns whether spilled batches are left.
+    pub(crate) fn recover_once(&self, unrecognized: &mut Unrecognized) -> bool {
+        if let Err(error) = recover(&self.store, self.compression, unrecognized) {
+            tracing::error!(%error, "can't look for journals to recover");
+        }
+        self.buffer.remove_published(|id| self.store.is_pending(id))
+    }
+}
+
+/// Lowers the priority of the calling thread, and of the threads that it starts later.
+pub(crate) fn lower_priority() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::warn!(%error, "background threads run at normal priority");
+    }
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::buffer::BufferLayout;
+    use crate::config::Ack;
+    use crate::durability_tests::{Fault, Script};
+    use crate::report::Reports;
+    use crate::store::Disk;
+
+    /// A server with batches of one report each. The next file operations after its start panic.
+    fn maintenance(root: &Path) -> Maintenance {
+        let start = |root: &Path, faults| {
+            let script = Script::new(root, faults);
+            let store = Arc::new(Store::open_on(Disk::scripted(&script), &root.join("data")).unwrap());
+            let layout = BufferLayout { batches: 30, shards: 1, chunk_bytes: 3 };
+            let journals = store.journals(3).unwrap();
+            let buffer = Arc::new(Buffer::new(layout, Ack::Journal, Some(journals), 0));
+            let compression = Compression { level: 1, threads: 1 };
+            (script.calls().len(), Maintenance { buffer, store, min_free_bytes: 0, compression })
+        };
+        let (calls, _) = start(tempfile::tempdir().unwrap().path(), vec![]);
+        start(root, vec![(calls..calls + 3, Fault::Panics)]).1
+    }
+
+    fn drain(maintenance: &Maintenance) {
+        maintenance.buffer.close();
+        while maintenance.buffer.next_sealed().is_some() {}
+        assert!(maintenance.buffer.is_drained());
+    }
+
+    #[test]
+    fn a_panic_during_the_creation_of_a_journal_does_not_end_the_thread() {
+        let root = tempfile::tempdir().unwrap();
+        let maintenance = maintenance(root.path());
+        let report = Reports::check(b"{}").unwrap();
+        while maintenance.buffer.append(&report).is_ok() {}
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| maintenance.run());
+            while !maintenance.buffer.has_capacity() {
+                assert!(!thread.is_finished());
+                thread::yield_now();
+            }
+            drain(&maintenance);
+            thread.thread().unpark();
+        });
+    }
+
+    #[test]
+    fn a_panic_during_a_recovery_does_not_end_the_thread() {
+        let root = tempfile::tempdir().unwrap();
+        let maintenance = maintenance(root.path());
+        let id = "reports-20261122T150512.123456789Z-5f3a9c01";
+        fs::write(root.path().join(format!("data/journal/{id}.jsonl")), "{}\n").unwrap();
+        let parker = Parker::new();
+        let (recovery, unparker) = (maintenance.clone(), parker.unparker().clone());
+        thread::scope(|scope| {
+            let thread = scope.spawn(move || recovery.run_recovery(&parker));
+            while !root.path().join(format!("data/{id}.jsonl.zst")).exists() {
+                assert!(!thread.is_finished());
+                unparker.unpark();
+                thread::yield_now();
+            }
+            drain(&maintenance);
+            unparker.unpark();
+        });
+    }
+}

@@ -1,0 +1,135 @@
+//! The data directory as a whole.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use super::batch_id::{BatchId, random_id};
+use super::disk::Disk;
+use super::disk_error::Describe;
+use super::health::Health;
+use super::journal::{self, Journals};
+use super::temp_file::{TMP_DIR, TempFile};
+
+/// The data directory. Several servers may share one.
+#[derive(Debug)]
+pub struct Store {
+    pub(super) path: PathBuf,
+    pub(super) disk: Disk,
+    /// Handles of staged files that could neither be completed nor removed. Their locks keep recovery away from these
+    /// files until the batch is staged again.
+    pub(super) incomplete: Mutex<HashMap<BatchId, File>>,
+}
+
+impl Store {
+    /// Opens the data directory. Creates it (mode 0750) if it is missing. Checks that files can be created, renamed and
+    /// synced.
+    ///
+    /// # Errors
+    /// The operation that failed, with its path.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::open_on(Disk::default(), path)
+    }
+
+    pub(crate) fn open_on(disk: Disk, path: &Path) -> io::Result<Self> {
+        disk.create_dir_all(path)?;
+        let store = Self { path: path.to_owned(), disk, incomplete: Mutex::default() };
+        store.disk.create_dir_if_missing(&store.tmp_dir())?;
+        store.probe()?;
+        store.sync()?;
+        Ok(store)
+    }
+
+    /// Tries the file operations that journals and report files need.
+    ///
+    /// # Errors
+    /// The operation that failed, with its path.
+    pub fn probe(&self) -> io::Result<()> {
+        let temp = TempFile::create(&self.disk, &self.path, "probe")?;
+        self.disk.sync(temp.file()).describe("sync", temp.path())?;
+        let (path, _locked) = temp.into_parts();
+        let renamed = self.tmp_dir().join(format!(".probe.{:08x}.tmp", random_id()));
+        let done = self.disk.rename_noreplace(&path, &renamed);
+        self.disk.discard(if done.is_ok() { &renamed } else { &path });
+        done
+    }
+
+    /// Creates the journals of one server, each of `journal_bytes`.
+    ///
+    /// # Errors
+    /// Errors of the file system, most often that the disk is full.
+    pub fn journals(&self, journal_bytes: usize) -> io::Result<Journals> {
+        // The temporary files of a dead server may occupy the space.
+        super::recover::sweep(self);
+        Journals::open(&self.disk, &self.path, journal_bytes)
+    }
+
+    /// Bytes of disk space that are free for users other than root.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let disk =
+            rustix::fs::statvfs(&self.path).map_err(io::Error::from).describe("inspect the disk of", &self.path)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// Syncs the names of all report files. The call may be repeated after an error.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub fn sync(&self) -> io::Result<()> {
+        self.disk.sync_dir(&self.path)
+    }
+
+    /// Whether a batch has a journal or a staged report file, so that recovery has to publish it. Also `true` if the file
+    /// system cannot tell.
+    #[must_use]
+    pub fn is_pending(&self, id: &BatchId) -> bool {
+        let files = [journal::dir(&self.path).join(id.journal()), self.staged_path(id)];
+        files.iter().any(|path| !path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
+    }
+
+    /// The last disk error, for `/readyz`.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.disk.health
+    }
+
+    pub(super) fn tmp_dir(&self) -> PathBuf {
+        self.path.join(TMP_DIR)
+    }
+
+    /// The path of a staged report file.
+    pub(super) fn staged_path(&self, id: &BatchId) -> PathBuf {
+        self.tmp_dir().join(id.report_file())
+    }
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_directory_is_created_private_and_the_probe_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        Store::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o750);
+        assert_eq!(fs::read_dir(path.join(TMP_DIR)).unwrap().count(), 0, "the probe is removed");
+    }
+
+    #[test]
+    fn the_error_for_a_path_that_is_not_a_directory_names_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "").unwrap();
+        let error = Store::open(&path.join("reports")).unwrap_err().to_string();
+        assert!(error.starts_with("can't create the directory") && error.contains("file/reports: "), "{error}");
+    }
+}

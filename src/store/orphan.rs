@@ -1,0 +1,45 @@
+//! Files without an owner.
+//!
+//! The owner of a file holds a lock on it (flock). The kernel releases the lock when the owner dies.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::disk::Disk;
+use super::disk_error::Describe;
+
+/// What was found at a path.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A file without an owner. It is locked now.
+    Orphan(File),
+    /// A file that another open file description has locked.
+    Locked,
+    /// No regular file.
+    Nothing,
+}
+
+/// Opens and locks the file at `path`, unless it has an owner.
+pub(super) fn lock(disk: &Disk, path: &Path) -> io::Result<Found> {
+    let file = match disk.open_warily(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        file => file?,
+    };
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Ok(Found::Locked),
+        Err(error) => return Err(io::Error::from(error)).describe("lock", path),
+    }
+    // Between the open and the lock, the owner or another recovery may have removed or replaced the file.
+    let (opened, named) = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        named => (file.metadata().describe("inspect", path)?, named.describe("inspect", path)?),
+    };
+    let is_same = (opened.dev(), opened.ino()) == (named.dev(), named.ino());
+    Ok(if is_same && opened.is_file() { Found::Orphan(file) } else { Found::Nothing })
+}
