@@ -1,18 +1,22 @@
-# `make check` is what has to pass before a change goes in.
+# `make check` must pass before a change is merged. `make test` is for daily work.
 
 LOOM_TARGET ?= $(or $(CARGO_TARGET_DIR),target)/loom
 NIGHTLY_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
-HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+SERVER = $(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server
+# Not HOST: make would override the environment variable HOST, which is a setting of the server.
+RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: run build check fmt clippy test crash faults balancers browser contract loom asan tsan miri doc bench loadtest docker
+.PHONY: run build check fmt clippy deny test test-all crash faults balancers browser contract interop loom asan tsan miri \
+	doc bench loadtest docker
 
-run: ## Build, and serve on :8080 with files in ./data/reports
+run: ## Build, and serve on port 8080 with files in ./data/reports
 	cargo run --release
 
 build:
 	cargo build --release
 
-check: fmt clippy test loom doc
+# About 7 minutes and 3.7 GB of disk space on 2 cores, from nothing.
+check: fmt clippy deny test-all loom doc
 
 fmt:
 	cargo fmt --check
@@ -20,50 +24,66 @@ fmt:
 clippy:
 	cargo clippy --all-targets -- -D warnings
 
+# Licenses and sources of all dependencies. Requires cargo-deny: cargo install --locked cargo-deny
+deny:
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \
+	else echo "skipped: cargo-deny is not installed"; fi
+
+# Unit tests, and the tests of the real server that take seconds.
 test:
+	cargo test --lib --test admission --test command_line --test cors --test docs --test idempotency --test ingest \
+		--test openapi --test proxies --test refusals --test shutdown
+
+test-all:
 	cargo test
 
-# A thousand rounds of kill -9; CRASH_SEED replays the rounds of a run.
+# 1,000 rounds of kill -9. CRASH_SEED repeats the rounds of a run.
 crash:
 	CRASH_ROUNDS=1000 cargo test --release --test crash -- --nocapture
 
-# Pages in a real browser. It takes Chromium, Node.js 20 or newer and zstd.
+# Pages in a real browser. Requires Chromium, Node.js 20 or newer, and zstd.
 browser: build
-	cd tests/browser && npm ci && NETWATCH_SERVER=$(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server node --test
+	cd tests/browser && npm ci && NETWATCH_SERVER=$(SERVER) node --test
 
-# Answers as openapi.yaml has them, whatever is sent. It takes Python 3.10 or newer, with pip, for Schemathesis;
-# CONTRACT_SEED and CONTRACT_EXAMPLES say what is sent, and how much.
+# Compares the answers to many generated requests with openapi.yaml. Requires Python 3.10 or newer, with venv and pip, for
+# Schemathesis. CONTRACT_SEED and CONTRACT_EXAMPLES control the requests.
 contract: build
-	NETWATCH_SERVER=$(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server tests/contract/run.sh
+	NETWATCH_SERVER=$(SERVER) tests/contract/run.sh
 
-# System calls that fail, or at which the server is killed. Needs strace.
+# Every recipe of docs/reading.md, on files with hostile reports. Requires Python 3.11 or newer, with venv and pip, curl,
+# jq and zstd.
+interop: build
+	NETWATCH_SERVER=$(SERVER) tests/interop/run.sh
+
+# System calls fail, or the server is killed at them. Requires strace.
 faults:
 	cargo test --test syscalls -- --ignored
 
-# Two collectors behind HAProxy and nginx, as deploy/ sets them up. Needs both; BALANCER_ROUNDS is how many restarts.
+# Two collectors behind HAProxy and nginx, with the configurations of deploy/. Requires both. BALANCER_ROUNDS is the
+# number of restarts.
 balancers:
 	PATH="$$PATH:/usr/sbin" cargo test --test balancers --test smuggling -- --ignored
 
-# The lock-free protocol and the hand-over of the group commit under every interleaving, with a bound on preemptions
-# where there are too many (LOOM_MAX_PREEMPTIONS). The flag reaches all crates, so they are built apart.
+# The lock-free protocols under every interleaving. LOOM_MAX_PREEMPTIONS overrides the limit of preemptions where there are
+# too many interleavings. The flag applies to all crates, so they are built in a directory of their own.
 loom:
 	CARGO_PROFILE_RELEASE_LTO=off RUSTFLAGS="--cfg netwatch_loom" cargo test --release --lib --target-dir $(LOOM_TARGET) model
 
-# The buffer's unsafe code as its tests run it, in three ways that each see something else. They take a nightly toolchain
-# with `rustup component add --toolchain nightly rust-src miri`.
+# The buffer's unsafe code under three tools that find different faults. They require a nightly toolchain with
+# `rustup component add --toolchain nightly rust-src miri`.
 #
-# AddressSanitizer: bytes out of bounds, and memory used after its end. The standard library is not instrumented.
+# AddressSanitizer: accesses out of bounds or after a free. The standard library is not instrumented.
 asan:
-	RUSTFLAGS="-Zsanitizer=address" cargo +nightly test --lib --target $(HOST) --target-dir $(NIGHTLY_TARGET)/asan buffer
+	RUSTFLAGS="-Zsanitizer=address" cargo +nightly test --lib --target $(RUST_HOST) --target-dir $(NIGHTLY_TARGET)/asan buffer
 
-# ThreadSanitizer: accesses to the same bytes that nothing orders, in what the threads happened to do this time. The
-# standard library is built along: the one that comes is not instrumented, which gives false alarms.
+# ThreadSanitizer: data races in the interleavings that happen in this run. The standard library is built, too, because the
+# precompiled one is not instrumented and causes false alarms.
 tsan:
-	RUSTFLAGS="-Zsanitizer=thread" cargo +nightly test -Zbuild-std --lib --target $(HOST) \
+	RUSTFLAGS="-Zsanitizer=thread" cargo +nightly test -Zbuild-std --lib --target $(RUST_HOST) \
 		--target-dir $(NIGHTLY_TARGET)/tsan buffer
 
-# Miri: both of that, and pointers and bytes that are not valid in any other way. It is slow, so it gets a little of each
-# test, and none that need files.
+# Miri: both of these, and all other undefined behaviour. It is slow, so it runs a small part of each test, and no tests
+# that need files.
 miri:
 	MIRIFLAGS="-Zmiri-disable-isolation" cargo +nightly miri test --lib --target-dir $(NIGHTLY_TARGET)/miri buffer
 

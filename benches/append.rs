@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use common::Reports;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use netwatch_server::buffer::{Ack, Buffer, Refused, Shape};
+use netwatch_server::buffer::{AppendError, Buffer, BufferLayout};
+use netwatch_server::config::Ack;
 use netwatch_server::report;
 
 const BATCH_BYTES: usize = 10 << 20;
@@ -36,14 +37,15 @@ fn append(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(bytes.len() as u64));
     for threads in [1, 2, 4, 8].into_iter().filter(|threads| *threads <= 2 * cores) {
         let shards = threads.min(cores) as usize;
-        let buffer =
-            Buffer::new(Shape { batches: 6, shards, segment_bytes: BATCH_BYTES / shards }, Ack::Memory, None, 0);
+        let layout = BufferLayout { batches: 6, shards, chunk_bytes: BATCH_BYTES / shards };
+        let buffer = Buffer::new(layout, Ack::Memory, None, 0);
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     // Drops the batch. Another benchmark measures the flush.
-                    if buffer.next_sealed().is_none() {
+                    let batch = buffer.next_sealed();
+                    if batch.is_none() {
                         thread::sleep(Duration::from_micros(200));
                     }
                 }
@@ -51,8 +53,8 @@ fn append(criterion: &mut Criterion) {
             group.bench_with_input(BenchmarkId::new("buffer", threads), &threads, |bencher, threads| {
                 bencher.iter_custom(|iterations| {
                     timed(*threads, iterations, || {
-                        while let Err(refused) = buffer.append(&report) {
-                            assert_eq!(refused, Refused::Full);
+                        while let Err(error) = buffer.append(&report) {
+                            assert_eq!(error, AppendError::Full);
                             thread::yield_now();
                         }
                     })

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use common::Reports;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use netwatch_server::store::{Compression, Stem, Store, report_file};
+use netwatch_server::store::{BatchId, Compression, Store, compress};
 
 const BATCH_BYTES: usize = 10 << 20;
 
@@ -33,21 +33,23 @@ fn flush(criterion: &mut Criterion) {
         for threads in [1, 2, 4] {
             let compression = Compression { level, threads };
             let mut frame = Vec::new();
-            report_file::compress(&[&lines], compression, &mut frame).expect("writing to memory succeeds");
+            compress(&[&lines], compression, &mut frame).expect("writing to memory succeeds");
             let ratio = lines.len() as f64 / frame.len() as f64;
             println!("level {level}, {threads} threads: {} → {} bytes, {ratio:.2}×", lines.len(), frame.len());
             let id = BenchmarkId::new(format!("compress at level {level}"), format!("{threads} threads"));
             group.bench_function(id, |bencher| {
-                bencher.iter(|| report_file::compress(&[&lines], compression, io::sink()));
+                bencher.iter(|| compress(&[&lines], compression, io::sink()));
             });
         }
     }
     let dir = tempfile::tempdir().expect("can't create a temporary directory");
     let store = Store::open(dir.path()).expect("can't open the data directory");
-    group.bench_function("publish at level 1, fsync and all", |bencher| {
+    group.bench_function("stage and publish at level 1, with all fsyncs", |bencher| {
         bencher.iter(|| {
             let now = SystemTime::now();
-            store.publish(&Stem::new(now), &[&lines], now, Compression { level: 1, threads: 2 })
+            let compression = Compression { level: 1, threads: 2 };
+            let staged = store.stage(BatchId::new(now), &[&lines], now, compression)?;
+            store.publish(&staged, compression)
         });
     });
     group.finish();

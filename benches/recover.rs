@@ -6,7 +6,6 @@
 #[allow(dead_code, reason = "this benchmark uses only the report generator")]
 mod common;
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -14,8 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::Reports;
-use netwatch_server::store::recover::recover;
-use netwatch_server::store::{Compression, Stem, Store};
+use netwatch_server::store::{BatchId, Compression, Store, Unrecognized, recover};
 
 const BYTES: usize = 1 << 30;
 const BATCH_BYTES: usize = 10 << 20;
@@ -61,16 +59,17 @@ fn time_zstd(file: &Path) -> Duration {
 fn time_recovery(data_dir: &Path, journals: &[Vec<u8>], threads: usize) -> Duration {
     fs::create_dir_all(data_dir.join("journal")).expect("can't create the journal directory");
     for lines in journals {
-        let path = data_dir.join("journal").join(Stem::new(SystemTime::now()).journal());
+        let path = data_dir.join("journal").join(BatchId::new(SystemTime::now()).journal());
         fs::write(&path, lines).expect("can't write a journal");
         // Write the journal to disk before the measurement, like the input of zstd.
         fs::File::open(path).and_then(|file| file.sync_all()).expect("can't sync a journal");
     }
     let started = Instant::now();
     let store = Store::open(data_dir).expect("can't open the data directory");
-    let recovered = recover(&store, Compression { level: 1, threads }, &mut HashSet::new()).expect("recovery failed");
+    let recovered =
+        recover(&store, Compression { level: 1, threads }, &mut Unrecognized::new()).expect("recovery failed");
     let took = started.elapsed();
-    assert_eq!((recovered.journals, recovered.failed), (journals.len(), 0));
+    assert_eq!((recovered.batches, recovered.failed), (journals.len(), 0));
     fs::remove_dir_all(data_dir).expect("can't remove the data directory");
     took
 }

@@ -82,7 +82,7 @@ use table::{Case, Round, Table};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The complete body of the answer to a report, for both sides.
-const ANSWER: &str = r#"{"status":"ok","accepted":1}"#;
+const ANSWER: &str = "{\"status\":\"ok\",\"accepted\":1}\n";
 
 const WARM_UP: Duration = Duration::from_millis(300);
 

@@ -1,5 +1,5 @@
-//! Two collectors behind HAProxy and nginx, with the configurations of `deploy/`. `make balancers` runs this; it takes
-//! both programs.
+//! Two collectors behind HAProxy and nginx, with the configurations of `deploy/`. `make balancers` runs these tests and
+//! needs both programs.
 
 mod common;
 
@@ -17,10 +17,10 @@ use socket2::{Domain, Socket, Type};
 
 const CLIENTS: usize = 16;
 
-/// Longer than HAProxy takes to notice that `/readyz` is 503, 3 s.
+/// Longer than the 3 s that HAProxy needs to notice that `/readyz` is 503.
 const SHUTDOWN_DELAY: (&str, &str) = ("SHUTDOWN_DELAY", "8s");
 
-/// Clients that report until they are told to stop.
+/// Clients that send reports until `stop` is set.
 #[derive(Default)]
 struct Load {
     stop: AtomicBool,
@@ -31,30 +31,31 @@ struct Load {
 impl Load {
     fn report(&self, address: SocketAddr, client_number: usize) {
         let mut random = Random(client_number as u64);
-        // Of four clients, two keep their connection, one comes anew with each report, and one sends long ones: more
-        // than a load balancer holds back, so that they are on their way for a while.
-        let (anew, pad) = (client_number % 4 == 2, if client_number % 4 == 3 { 100_000 } else { 1_000 });
+        // Of four clients, one opens a new connection for each report, and one sends reports that are longer than the
+        // buffer of a load balancer, so that its requests last longer. The other two keep their connection.
+        let reconnects = client_number % 4 == 2;
+        let pad = if client_number % 4 == 3 { 100_000 } else { 1_000 };
         let mut connection = None;
         for n in 0.. {
             if self.stop.load(Ordering::Relaxed) {
                 break;
             }
-            thread::sleep(Duration::from_millis(random.below(40))); // the pace of this client, not a wait
+            thread::sleep(Duration::from_millis(random.below(40))); // the pace of the client, not a wait
             let id = format!("{client_number}-{n}");
             let report = format!("{{\"id\":\"{id}\",\"pad\":\"{}\"}}", "x".repeat(pad));
-            let ends = match ask(&mut connection, address, &report) {
+            let close = match post(&mut connection, address, &report) {
                 Ok(answer) if answer.status == 200 => {
                     self.acknowledged.lock().unwrap().push(report);
-                    anew || answer.headers.get("connection").is_some_and(|value| value == "close")
+                    reconnects || answer.headers.get("connection").is_some_and(|value| value == "close")
                 }
-                // A disk that stalls is nothing that a restart has done. It must not be stored.
+                // A slow disk is not an effect of the restart. This report must not be stored.
                 Ok(answer) if answer.is_full() => true,
                 other => {
                     self.failed.lock().unwrap().push(format!("{id}: {other:?}"));
                     true
                 }
             };
-            if ends {
+            if close {
                 connection = None;
             }
         }
@@ -62,8 +63,8 @@ impl Load {
 
     fn wait_for_more(&self) {
         let acknowledged = || self.acknowledged.lock().unwrap().len();
-        let wanted = acknowledged() + 200;
-        wait_until("reports go on", || (acknowledged() >= wanted).then_some(()));
+        let target = acknowledged() + 200;
+        wait_until("200 more reports are acknowledged", || (acknowledged() >= target).then_some(()));
     }
 }
 
@@ -75,8 +76,8 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// Posts over this connection, or over a new one.
-fn ask(connection: &mut Option<Client>, address: SocketAddr, report: &str) -> io::Result<Answer> {
+/// Posts over the given connection. Opens a connection first if there is none.
+fn post(connection: &mut Option<Client>, address: SocketAddr, report: &str) -> io::Result<Answer> {
     let client = match connection {
         Some(client) => client,
         none => none.insert(Client::try_connect(address)?),
@@ -85,8 +86,9 @@ fn ask(connection: &mut Option<Client>, address: SocketAddr, report: &str) -> io
     client.try_any_answer()
 }
 
-/// Restarts collectors in turn while clients report: no request fails, and each is stored once.
-fn restarts_are_not_noticed(kind: Kind) {
+/// Restarts the collectors in turn while clients send reports. No request fails, and each acknowledged report is stored
+/// once.
+fn check_restarts(kind: Kind) {
     let dir = tempfile::tempdir().unwrap();
     let mut collectors = [(); 2].map(|()| Server::start_in(dir.path(), &[SHUTDOWN_DELAY]));
     let balancer = Balancer::start(kind, [collectors[0].address, collectors[1].address], &[]);
@@ -98,8 +100,8 @@ fn restarts_are_not_noticed(kind: Kind) {
             let (load, address) = (&load, balancer.address);
             scope.spawn(move || load.report(address, client_number));
         }
-        // However this ends, so do they.
-        let _stopped = StopOnDrop(&load.stop);
+        // Stop the clients even if this code panics.
+        let _stop_on_drop = StopOnDrop(&load.stop);
         let rounds = from_env("BALANCER_ROUNDS").unwrap_or(4);
         for number in [0, 1].into_iter().cycle().take(rounds as usize) {
             load.wait_for_more();
@@ -126,34 +128,34 @@ fn restarts_are_not_noticed(kind: Kind) {
 }
 
 #[test]
-#[ignore = "takes haproxy: make balancers"]
-fn behind_haproxy_restarts_are_not_noticed() {
-    restarts_are_not_noticed(Kind::HaProxy);
+#[ignore = "needs haproxy: run `make balancers`"]
+fn no_request_fails_while_collectors_restart_behind_haproxy() {
+    check_restarts(Kind::HaProxy);
 }
 
 #[test]
-#[ignore = "takes nginx: make balancers"]
-fn behind_nginx_restarts_are_not_noticed() {
-    restarts_are_not_noticed(Kind::Nginx);
+#[ignore = "needs nginx: run `make balancers`"]
+fn no_request_fails_while_collectors_restart_behind_nginx() {
+    check_restarts(Kind::Nginx);
 }
 
-/// A collector that is well, but takes a report and closes the connection, takes the next one and answers 503, and so
-/// on. Returns its address.
-fn one_that_takes_and_refuses() -> SocketAddr {
+/// Starts a collector that passes health checks, but fails every report. It closes the connection after the first
+/// report, answers 503 to the second report, and so on alternately. Returns its address.
+fn start_failing_collector() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let taken = Arc::new(AtomicUsize::new(0));
+    let report_count = Arc::new(AtomicUsize::new(0));
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let taken = Arc::clone(&taken);
-            // Ends with the connection.
-            thread::spawn(move || take_and_refuse(&stream.unwrap(), &taken));
+            let report_count = Arc::clone(&report_count);
+            // The thread ends when the connection is closed.
+            thread::spawn(move || fail_reports(&stream.unwrap(), &report_count));
         }
     });
     address
 }
 
-fn take_and_refuse(mut stream: &TcpStream, taken: &AtomicUsize) -> io::Result<()> {
+fn fail_reports(mut stream: &TcpStream, report_count: &AtomicUsize) -> io::Result<()> {
     let mut lines = BufReader::new(stream);
     loop {
         let (mut length, mut is_report) = (0, false);
@@ -170,7 +172,7 @@ fn take_and_refuse(mut stream: &TcpStream, taken: &AtomicUsize) -> io::Result<()
             }
         }
         lines.read_exact(&mut vec![0; length])?;
-        let status = match is_report.then(|| taken.fetch_add(1, Ordering::Relaxed)) {
+        let status = match is_report.then(|| report_count.fetch_add(1, Ordering::Relaxed)) {
             None => "200 OK",
             Some(number) if number % 2 == 0 => return Ok(()),
             Some(_) => "503 Service Unavailable",
@@ -179,64 +181,65 @@ fn take_and_refuse(mut stream: &TcpStream, taken: &AtomicUsize) -> io::Result<()
     }
 }
 
-/// What a collector may have taken is not sent to another one: it could be stored twice.
-fn a_report_is_sent_once(kind: Kind) {
+/// If a collector may have received a report, the load balancer must not send the report to the other collector.
+/// Otherwise, the report could be stored twice.
+fn check_that_a_report_is_sent_once(kind: Kind) {
     let server = Server::start(&[]);
-    let balancer = Balancer::start(kind, [server.address, one_that_takes_and_refuses()], &[]);
+    let balancer = Balancer::start(kind, [server.address, start_failing_collector()], &[]);
     balancer.wait_until_used(1);
-    let (mut kept, mut refused) = (Vec::new(), Vec::new());
-    wait_until("two are refused", || {
-        let report = format!("{{\"n\":{}}}", kept.len() + refused.len());
+    let (mut acknowledged, mut failed) = (Vec::new(), Vec::new());
+    wait_until("two requests fail", || {
+        let report = format!("{{\"n\":{}}}", acknowledged.len() + failed.len());
         match balancer.connect().ask_any(request(report.as_bytes())).status {
-            200 => kept.push(report),
-            other => refused.push(other),
+            200 => acknowledged.push(report),
+            status => failed.push(status),
         }
-        (refused.len() == 2).then_some(())
+        (failed.len() == 2).then_some(())
     });
-    assert_eq!(refused, [502, 503]);
+    assert_eq!(failed, [502, 503]);
     let mut stored = server.stop();
     stored.sort();
-    kept.sort();
-    assert_eq!(stored, kept);
+    acknowledged.sort();
+    assert_eq!(stored, acknowledged);
 }
 
 #[test]
-#[ignore = "takes haproxy: make balancers"]
-fn haproxy_sends_a_report_once() {
-    a_report_is_sent_once(Kind::HaProxy);
+#[ignore = "needs haproxy: run `make balancers`"]
+fn haproxy_sends_each_report_to_one_collector() {
+    check_that_a_report_is_sent_once(Kind::HaProxy);
 }
 
 #[test]
-#[ignore = "takes nginx: make balancers"]
-fn nginx_sends_a_report_once() {
-    a_report_is_sent_once(Kind::Nginx);
+#[ignore = "needs nginx: run `make balancers`"]
+fn nginx_sends_each_report_to_one_collector() {
+    check_that_a_report_is_sent_once(Kind::Nginx);
 }
 
-/// The address that a collector hears of is the client's, whatever the client says.
-fn the_client_is_known(kind: Kind, settings: &[(&str, &str)], changes: &[(&str, &str)]) {
+/// The collector receives the real address of the client, even if the client sends forged headers.
+fn check_client_address(kind: Kind, settings: &[(&str, &str)], changes: &[(&str, &str)]) {
     let server = Server::start(&[&[("STAMP", "client_ip"), ("TRUSTED_PROXIES", "127.0.0.1")], settings].concat());
     let balancer = Balancer::start(kind, [server.address; 2], changes);
-    // From another address than the balancer's.
+    // Connect from a different address than the load balancer.
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 7], 0)).into()).unwrap();
     socket.connect(&balancer.address.into()).unwrap();
     let mut client = Client::from_stream(socket.into()).unwrap();
-    let lies = "X-Forwarded-For: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\n";
-    let head = format!("POST /api/v1/reports HTTP/1.1\r\nHost: test\r\n{lies}Content-Length: 2\r\n\r\n");
+    let forged = "X-Forwarded-For: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\n";
+    let head = format!("POST /api/v1/reports HTTP/1.1\r\nHost: test\r\n{forged}Content-Length: 2\r\n\r\n");
     assert_eq!(client.ask_any(head + "{}").status, 200);
     assert_eq!(server.stop(), ["{\"_client_ip\":\"127.0.0.7\"}"]);
 }
 
 #[test]
-#[ignore = "takes haproxy: make balancers"]
-fn haproxy_says_who_the_client_is_in_a_header_or_in_the_proxy_protocol() {
-    the_client_is_known(Kind::HaProxy, &[], &[]);
+#[ignore = "needs haproxy: run `make balancers`"]
+fn haproxy_passes_the_client_address_in_a_header_or_in_the_proxy_protocol() {
+    check_client_address(Kind::HaProxy, &[], &[]);
     let changes = [("default-server check", "default-server check send-proxy-v2"), ("    option forwardfor\n", "")];
-    the_client_is_known(Kind::HaProxy, &[("PROXY_PROTOCOL", "on")], &changes);
+    check_client_address(Kind::HaProxy, &[("PROXY_PROTOCOL", "on")], &changes);
 }
 
 #[test]
-#[ignore = "takes nginx: make balancers"]
-fn nginx_says_who_the_client_is() {
-    the_client_is_known(Kind::Nginx, &[], &[]);
+#[ignore = "needs nginx: run `make balancers`"]
+fn nginx_passes_the_client_address_in_a_header() {
+    check_client_address(Kind::Nginx, &[], &[]);
 }

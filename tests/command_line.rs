@@ -1,8 +1,7 @@
-//! The program as it is started: settings, errors, health.
+//! The command line: settings, errors at the start, subcommands, health.
 
 mod common;
 
-use std::collections::HashSet;
 use std::fs;
 use std::net::TcpListener;
 use std::process::Command;
@@ -10,7 +9,7 @@ use std::process::Command;
 use common::{Server, command};
 use netwatch_server::config::settings;
 
-/// Runs to the end; returns the exit code, standard output and standard error.
+/// Runs a command until it exits. Returns the exit code, standard output and standard error.
 fn run(command: &mut Command) -> (i32, String, String) {
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -18,32 +17,32 @@ fn run(command: &mut Command) -> (i32, String, String) {
 }
 
 #[test]
-fn a_value_that_can_not_be_used_stops_the_start_with_one_line() {
+fn an_invalid_setting_stops_the_start_with_one_error_line() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, value, takes) in [
+    for (name, value, expected) in [
         ("PORT", "8o80", "a port"),
         ("PORT", "65536", "a port"),
         ("HOST", "localhost:1", "an IP address"),
-        ("DEBUG", "maybe", "true or false"),
+        ("DEBUG", "maybe", "on or off"),
         ("LOG_FORMAT", "xml", "text or json"),
         ("BATCH_BYTES", "10 elephants", "a size"),
         ("FLUSH_INTERVAL", "60", "a duration"),
         ("FLUSH_INTERVAL", "-1s", "more than zero"),
         ("BODY_TIMEOUT", "0s", "more than zero"),
-        ("ZSTD_LEVEL", "23", "1 to 22"),
-        ("ZSTD_LEVEL", "0", "1 to 22"),
+        ("ZSTD_LEVEL", "23", "from 1 to 22"),
+        ("ZSTD_LEVEL", "0", "from 1 to 22"),
         ("CORS_ALLOW_ORIGINS", "app.example.com", "https://app.example.com"),
         ("CORS_ALLOW_ORIGINS", "https://app.example.com/", "without a path"),
         ("CORS_ALLOW_ORIGINS", "https://a.example, *", "* or a list"),
-        ("DEDUP_WINDOW", "none", "off, or a duration"),
+        ("DEDUP_WINDOW", "never", "or off"),
         ("FLUSH_INTERVAL", "off", "a duration"),
         ("RATE_LIMIT", "10", "10/s"),
         ("KEY_RATE_LIMIT", "10/s,20", "burst=100"),
-        ("KEY_RATE_LIMIT", "10/s", "as long as WRITE_KEYS"),
+        ("KEY_RATE_LIMIT", "10/s", "while WRITE_KEYS"),
         ("RATE_LIMIT", "1/h,burst=6000000", "10/s"),
-        ("MAX_CONNECTIONS_PER_ADDRESS", "0", "1 to 1000000"),
-        ("WORKERS", "0", "1 to 1024"),
-        ("MAX_CONNECTIONS", "0", "1 to 1000000"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "0", "from 1 to 1000000"),
+        ("WORKERS", "0", "from 1 to 1024"),
+        ("MAX_CONNECTIONS", "0", "from 1 to 1000000"),
         ("KEEP_ALIVE_TIMEOUT", "1000000h", "up to a year"),
         ("BATCH_BYTES", "1MiB", "more than MAX_BODY_BYTES, which is 1.0 MiB"),
         ("BUFFER_BYTES", "19MiB", "at least twice BATCH_BYTES, which is 10.0 MiB"),
@@ -53,14 +52,14 @@ fn a_value_that_can_not_be_used_stops_the_start_with_one_line() {
         let (code, _, error) = run(command(dir.path()).env(name, value));
         assert_eq!(code, 1, "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
-        assert!(error.starts_with(&format!("netwatch-server: {name} is {value:?}: it takes ")), "{error}");
-        assert!(error.contains(takes), "{error}");
+        assert!(error.starts_with(&format!("netwatch-server: {name} is {value:?}, but must be ")), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was made");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the server must not create files");
 }
 
 #[test]
-fn a_key_is_not_told_to_whoever_reads_the_log() {
+fn write_keys_never_appear_in_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let short = "not-long-enough";
     let (code, _, error) = run(command(dir.path()).env("WRITE_KEYS", short));
@@ -70,7 +69,7 @@ fn a_key_is_not_told_to_whoever_reads_the_log() {
     let key = "long-enough-for-a-key";
     let server = Server::start(&[("WRITE_KEYS", key)]);
     let starting = server.wait_for_log("starting", |_| true).to_string();
-    assert!(starting.contains("WRITE_KEYS=(secret) ") && !starting.contains(key), "{starting}");
+    assert!(starting.contains("WRITE_KEYS=(secret)") && !starting.contains(key), "{starting}");
 
     let file = dir.path().join("settings");
     fs::write(&file, format!("DEBUG=true\nWRITE_KEYS={key}, another-{key}\n")).unwrap();
@@ -87,7 +86,7 @@ fn a_key_is_not_told_to_whoever_reads_the_log() {
 }
 
 #[test]
-fn a_port_in_use_stops_the_start_with_one_line() {
+fn a_port_in_use_stops_the_start_with_one_error_line() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let dir = tempfile::tempdir().unwrap();
@@ -98,10 +97,10 @@ fn a_port_in_use_stops_the_start_with_one_line() {
 }
 
 #[test]
-fn a_data_directory_that_can_not_be_written_stops_the_start_with_one_line() {
+fn a_data_directory_that_cannot_be_created_stops_the_start_with_one_error_line() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
-    // /proc takes no directories, not even from root.
+    // Not even root can create a directory in /proc.
     for data_dir in ["file/reports", "/proc/reports"] {
         let (code, _, error) = run(command(dir.path()).env("PORT", "0").env("DATA_DIR", data_dir));
         assert_eq!(code, 1);
@@ -111,9 +110,9 @@ fn a_data_directory_that_can_not_be_written_stops_the_start_with_one_line() {
 }
 
 #[test]
-fn settings_come_from_a_file_too_and_the_environment_wins() {
+fn the_environment_overrides_settings_from_a_file() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join(".env"), "# ours\nPORT=1\nexport ZSTD_LEVEL='99'\nUNKNOWN=x\n").unwrap();
+    fs::write(dir.path().join(".env"), "# a comment\nPORT=1\nexport ZSTD_LEVEL='99'\nUNKNOWN=x\n").unwrap();
     fs::write(dir.path().join("other"), "FLUSH_INTERVAL=soon\n").unwrap();
     let (_, _, error) = run(command(dir.path()).env("PORT", "x"));
     assert!(error.contains("PORT is \"x\""), "{error}");
@@ -132,7 +131,7 @@ fn settings_come_from_a_file_too_and_the_environment_wins() {
 }
 
 #[test]
-fn an_empty_value_stands_for_the_default() {
+fn an_empty_value_means_the_default() {
     let server = Server::start(&[("ZSTD_LEVEL", ""), ("BATCH_BYTES", " "), ("DEBUG", "on")]);
     let changed = server.wait_for_log("starting", |_| true)["fields"]["changed_settings"].as_str().unwrap().to_owned();
     assert!(changed.contains("DEBUG=on") && !changed.contains("ZSTD_LEVEL"), "{changed}");
@@ -144,25 +143,61 @@ fn an_empty_value_stands_for_the_default() {
 }
 
 #[test]
-fn help_and_the_readme_list_every_setting_with_its_default() {
+fn the_help_lists_every_setting_with_its_default() {
     let dir = tempfile::tempdir().unwrap();
     let (code, help, _) = run(command(dir.path()).arg("--help"));
     assert_eq!(code, 0);
-    let readme = include_str!("../README.md");
     for setting in settings() {
         assert!(help.contains(&format!("{}={}\n", setting.name, setting.default)), "{help}");
-        let row = format!("| `{}` | `{}` | {} |", setting.name, setting.default, setting.help);
-        assert!(readme.contains(&row), "the README lacks: {row}");
-    }
-    let known: HashSet<_> = settings().map(|setting| setting.name).chain(["CONFIG_FILE"]).collect();
-    let rows = readme.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-    for name in rows.filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_')) {
-        assert!(known.contains(name), "the README has {name}, which can't be set");
     }
 }
 
 #[test]
-fn the_version_is_told() {
+fn likely_mistakes_in_the_configuration_are_warnings() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("settings"), "BATCH_BYTSE=1MiB\nBUFFER_BYTES=1EiB\nPORT=x\n").unwrap();
+    // The invalid port stops the start. Its error is the only line, without the warnings.
+    let (code, _, error) = run(command(dir.path()).env("CONFIG_FILE", "settings"));
+    assert_eq!((code, error.lines().count()), (1, 1), "{error}");
+    fs::write(dir.path().join("settings"), "BATCH_BYTSE=1MiB\n").unwrap();
+    let recover = |command: &mut Command| run(command.arg("recover").arg(dir.path()));
+    let (code, _, log) = recover(command(dir.path()).env("CONFIG_FILE", "settings"));
+    assert_eq!(code, 0, "{log}");
+    assert!(log.contains("BATCH_BYTSE in settings is not a setting; did you mean BATCH_BYTES?"), "{log}");
+}
+
+#[test]
+fn all_invalid_settings_are_reported_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let invalid = [("PORT", "x"), ("ACK", "never"), ("TRUSTED_PROXIES", "10.0.0.5/8"), ("ZSTD_LEVEL", "high")];
+    let (code, _, error) = run(command(dir.path()).envs(invalid));
+    assert_eq!((code, error.lines().count()), (1, invalid.len()), "{error}");
+    for (name, _) in invalid {
+        assert!(error.contains(&format!("netwatch-server: {name} is ")), "{error}");
+    }
+}
+
+#[test]
+fn a_large_buffer_uses_no_physical_memory_until_it_is_filled() {
+    let server = Server::start(&[("BUFFER_BYTES", "2GiB"), ("BATCH_BYTES", "64MiB")]);
+    server.post("{}").assert_ok();
+    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak_kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak_kib < 300 << 10, "{peak_kib} KiB");
+}
+
+#[test]
+fn the_start_logs_the_url_and_the_changed_settings() {
+    let server = Server::start(&[("ZSTD_LEVEL", "3")]);
+    let changed = server.wait_for_log("starting", |_| true)["fields"]["changed_settings"].as_str().unwrap().to_owned();
+    assert!(changed.contains("ZSTD_LEVEL=3") && !changed.contains("ACK="), "{changed}");
+    let url = server.wait_for_log("listening", |_| true)["fields"]["url"].as_str().unwrap().to_owned();
+    assert_eq!(url, format!("http://{}/api/v1/reports", server.address));
+}
+
+#[test]
+fn the_version_option_prints_the_name_and_the_version() {
     let dir = tempfile::tempdir().unwrap();
     let (code, version, _) = run(command(dir.path()).arg("--version"));
     assert_eq!((code, version.trim()), (0, concat!("netwatch-server ", env!("CARGO_PKG_VERSION"))));
@@ -182,7 +217,7 @@ fn health_is_json_with_status_version_and_uptime() {
 }
 
 #[test]
-fn the_healthcheck_command_tells_by_its_exit_code() {
+fn the_healthcheck_command_succeeds_only_while_the_server_runs() {
     let server = Server::start(&[]);
     let dir = tempfile::tempdir().unwrap();
     let port = server.address.port().to_string();
@@ -196,7 +231,7 @@ fn the_healthcheck_command_tells_by_its_exit_code() {
 }
 
 #[test]
-fn the_default_host_takes_ipv4_and_ipv6() {
+fn the_default_host_accepts_ipv4_and_ipv6() {
     let server = Server::start(&[("HOST", "::")]);
     for host in ["127.0.0.1", "::1"] {
         let address = std::net::SocketAddr::new(host.parse().unwrap(), server.address.port());
@@ -208,7 +243,7 @@ fn the_default_host_takes_ipv4_and_ipv6() {
 }
 
 #[test]
-fn an_output_that_nobody_takes_is_an_error_and_no_panic() {
+fn a_failed_write_to_standard_output_is_an_error_and_not_a_panic() {
     let dir = tempfile::tempdir().unwrap();
     for subcommand in ["recover", "verify"] {
         fs::create_dir_all(dir.path().join("journal")).unwrap();

@@ -1,12 +1,14 @@
-//! What was acknowledged survives a SIGKILL, exactly once, whatever the server was at.
+//! Acknowledged reports survive a SIGKILL at any moment, and each is stored exactly once.
 //!
-//! Each round is a plan, drawn from random numbers: on one data directory servers start, take reports over many
-//! connections, and are killed or stopped at a random moment, while another one may go on; so are recoveries, several
-//! in a row; and half lines are written behind what the dead have left. In the end all that was acknowledged has to be
-//! in the files once and nothing that was refused, and the half lines have to be in the quarantine.
+//! Each round executes a random plan in one data directory. Servers start and receive reports over many connections.
+//! They are killed or stopped at random moments, while another server may continue to run. Recoveries are killed too,
+//! several in a row. Incomplete lines are appended to the journals of dead servers.
 //!
-//! `CRASH_ROUNDS` (30) is how many at least. `CRASH_SEED` replays the plans of a run; that of the first round is
-//! printed, and the next ones count up from there.
+//! At the end of a round, each acknowledged report must be in the report files exactly once. No refused report may be
+//! there. The incomplete lines must be in the quarantine.
+//!
+//! `CRASH_ROUNDS` is the minimum number of rounds (default: 30). `CRASH_SEED` is the seed of the first round. Each
+//! further round adds one to the seed. The test prints both values, to repeat the run with them.
 
 mod common;
 
@@ -26,15 +28,15 @@ use rustix::process::Signal;
 
 const CONNECTIONS: usize = 8;
 
-/// Servers that share the directory.
+/// Maximum number of servers that run in the data directory at the same time.
 const SERVERS: u64 = 2;
 
-/// A file system without a disk, where there is one with room for what a round leaves.
+/// A memory file system. Rounds use it only if `MEMORY_BYTES` are free there, enough for the files of one round.
 const MEMORY: &str = "/dev/shm";
 const MEMORY_BYTES: u64 = 512 << 20;
 
-/// Small batches, so that most of the time one is being flushed. With the last, most of them spill.
-const SHAPES: [[(&str, &str); 3]; 4] = [
+/// Batches are small, so a flush is in progress most of the time. With the last settings, most batches spill.
+const BUFFER_SETTINGS: [[(&str, &str); 3]; 4] = [
     [("BATCH_BYTES", "4KiB"), ("BUFFER_BYTES", "4MiB"), ("ZSTD_LEVEL", "1")],
     [("BATCH_BYTES", "64KiB"), ("BUFFER_BYTES", "4MiB"), ("ZSTD_LEVEL", "1")],
     [("BATCH_BYTES", "1MiB"), ("BUFFER_BYTES", "4MiB"), ("ZSTD_LEVEL", "1")],
@@ -43,36 +45,36 @@ const SHAPES: [[(&str, &str); 3]; 4] = [
 
 #[derive(Debug)]
 enum Step {
-    /// A server starts, and takes reports until it is gone.
+    /// Start a server and send reports to it until it ends.
     Start,
-    /// The server of this index, among those that run, is killed.
+    /// Kill the running server with this index.
     Kill(usize),
-    /// It is told to stop; what comes next does not wait for its end.
+    /// Send SIGTERM to the running server with this index. The next step does not wait until the server ends.
     Stop(usize),
-    /// A recovery is killed: one without a server, or else that of a server that starts.
-    KillRecovery { serves: bool, after: Duration },
-    /// Once no server runs, this and so many bytes more are written behind the last line of each journal.
+    /// Start a recovery and kill it after this time. A starting server or the `recover` command performs the recovery.
+    KillRecovery { in_server: bool, after: Duration },
+    /// Append `start` and `length` more bytes to each journal, after its last line. No server runs at this time.
     Tear { start: &'static str, length: usize },
 }
 
 #[derive(Debug)]
 struct Plan {
-    /// Where to sync takes no time, servers and recoveries are found at something else.
+    /// Whether the data directory is in memory. A sync takes no time there, so the kills hit other operations.
     in_memory: bool,
     settings: Vec<(&'static str, &'static str)>,
-    /// What happens, and how long to wait after that.
+    /// Each step, and the time to wait after it.
     steps: Vec<(Step, Duration)>,
 }
 
-/// A time of any order of magnitude up to 130 ms.
-fn moment(random: &mut Random) -> Duration {
+/// A random duration of up to 131 ms. Its order of magnitude is random too.
+fn random_duration(random: &mut Random) -> Duration {
     let magnitude = 1 << (10 + random.below(8));
     Duration::from_micros(random.below(magnitude))
 }
 
 fn tear(random: &mut Random) -> Step {
     let start = if random.below(2) == 0 { "{\"torn\":\"" } else { "{\"torn\":\u{1}}\n{" };
-    // A long one takes its time to be put aside.
+    // A long line takes time to be copied to quarantine.
     Step::Tear { start, length: 1 << random.below(20) }
 }
 
@@ -81,10 +83,10 @@ impl Plan {
         let mut random = Random(seed);
         let mut settings =
             vec![("MAX_BODY_BYTES", "2KiB"), ("FLUSH_INTERVAL", "20ms"), ("WORKERS", "3"), ("MIN_FREE_BYTES", "0")];
-        settings.extend(SHAPES[(seed % SHAPES.len() as u64) as usize]);
+        settings.extend(BUFFER_SETTINGS[(seed % BUFFER_SETTINGS.len() as u64) as usize]);
         settings.push(("ACK", if random.below(5) == 0 { "disk" } else { "journal" }));
-        let has_room = statvfs(MEMORY).is_ok_and(|memory| memory.f_bavail * memory.f_frsize >= MEMORY_BYTES);
-        let in_memory = random.below(2) == 0 && has_room;
+        let has_space = statvfs(MEMORY).is_ok_and(|memory| memory.f_bavail * memory.f_frsize >= MEMORY_BYTES);
+        let in_memory = random.below(2) == 0 && has_space;
         let mut plan = Self { in_memory, settings, steps: Vec::new() };
         let mut running = 0;
         for n in 0..3 + random.below(5) {
@@ -94,43 +96,43 @@ impl Plan {
                 4 if running == 0 => tear(&mut random),
                 0 | 4 | 5 if running > 0 => Step::Kill(random.below(running) as usize),
                 6 if running > 0 => Step::Stop(random.below(running) as usize),
-                _ => Step::KillRecovery { serves: random.below(2) == 0, after: moment(&mut random) },
+                _ => Step::KillRecovery { in_server: random.below(2) == 0, after: random_duration(&mut random) },
             };
-            // Long enough for a server to have something to lose.
+            // Gives a new server time to receive reports.
             let pause = if let Step::Start = step { random.below(150_000) } else { 0 };
             match step {
                 Step::Start => running += 1,
                 Step::Kill(_) | Step::Stop(_) => running -= 1,
                 _ => {}
             }
-            plan.steps.push((step, Duration::from_micros(pause) + moment(&mut random)));
+            plan.steps.push((step, Duration::from_micros(pause) + random_duration(&mut random)));
         }
-        plan.steps.extend((0..running).map(|_| (Step::Kill(0), moment(&mut random))));
+        plan.steps.extend((0..running).map(|_| (Step::Kill(0), random_duration(&mut random))));
         if random.below(2) == 0 {
             plan.steps.push((tear(&mut random), Duration::ZERO));
         }
         for _ in 0..2 + random.below(6) {
-            let step = Step::KillRecovery { serves: random.below(3) == 0, after: moment(&mut random) };
+            let step = Step::KillRecovery { in_server: random.below(3) == 0, after: random_duration(&mut random) };
             plan.steps.push((step, Duration::ZERO));
         }
         plan
     }
 }
 
-/// The ids of reports, by their answers.
+/// The IDs of the reports that the server acknowledged or refused.
 #[derive(Default)]
 struct Answered {
-    kept: Vec<String>,
+    acknowledged: Vec<String>,
     refused: Vec<String>,
 }
 
-/// The report of an id, whose last number tells its length.
+/// The report with this ID. The last number in the ID determines the length of the report.
 fn report(id: &str) -> String {
     let n: usize = id.rsplit('-').next().unwrap().parse().unwrap();
     format!("{{\"id\":\"{id}\",\"pad\":\"{}\"}}", "x".repeat((n * 37) % 900))
 }
 
-/// Sends reports until the server is gone.
+/// Sends reports until the server ends.
 fn load(mut client: Client, writer: &str) -> Answered {
     let mut answered = Answered::default();
     for n in 0.. {
@@ -139,7 +141,7 @@ fn load(mut client: Client, writer: &str) -> Answered {
             break;
         }
         match client.try_answer() {
-            Ok(answer) if answer.status == 200 => answered.kept.push(id),
+            Ok(answer) if answer.status == 200 => answered.acknowledged.push(id),
             Ok(answer) => {
                 let stopping = answer.body.contains(":stopping");
                 answer.assert_problem(503, if stopping { "stopping" } else { "buffer-full" });
@@ -154,20 +156,21 @@ fn load(mut client: Client, writer: &str) -> Answered {
     answered
 }
 
-/// A server, and those who send it reports.
+/// A server and its client threads.
 struct Running(Server, Vec<JoinHandle<Answered>>);
 
-/// One round under way.
+/// The state of one round.
 struct Round {
     dir: tempfile::TempDir,
     running: Vec<Running>,
     stopping: Vec<Running>,
     answered: Answered,
-    /// What has to be in the quarantine, by the names of the journals.
+    /// The bytes that must be in the quarantine, by the name of their journal.
     torn: HashMap<PathBuf, Vec<u8>>,
+    /// Number of batches that spilled.
     spilled: usize,
-    /// Recoveries that were killed when they had recovered some journals, and not all.
-    cut_short: usize,
+    /// Number of recoveries that were killed after they had recovered some journals, but not all.
+    interrupted: usize,
 }
 
 impl Round {
@@ -179,7 +182,7 @@ impl Round {
             answered: Answered::default(),
             torn: HashMap::new(),
             spilled: 0,
-            cut_short: 0,
+            interrupted: 0,
         };
         for (index, (step, pause)) in plan.steps.iter().enumerate() {
             match step {
@@ -194,10 +197,10 @@ impl Round {
                     stopping.0.signal(Signal::TERM);
                     round.stopping.push(stopping);
                 }
-                Step::KillRecovery { serves, after } => round.kill_recovery(*serves, *after, &plan.settings),
+                Step::KillRecovery { in_server, after } => round.kill_recovery(*in_server, *after, &plan.settings),
                 Step::Tear { start, length } => round.tear(&format!("{start}{}", "x".repeat(*length))),
             }
-            thread::sleep(*pause); // the random moment
+            thread::sleep(*pause); // the next step starts at a random moment
         }
         round.end_stopping();
         round.check();
@@ -223,21 +226,21 @@ impl Round {
     fn end(&mut self, Running(mut server, loads): Running, code: Option<i32>) {
         for load in loads {
             let answered = load.join().unwrap();
-            self.answered.kept.extend(answered.kept);
+            self.answered.acknowledged.extend(answered.acknowledged);
             self.answered.refused.extend(answered.refused);
         }
         assert_eq!(server.wait().code(), code);
         self.spilled += server.count_in_log("spilled");
     }
 
-    fn kill_recovery(&mut self, serves: bool, after: Duration, settings: &[(&str, &str)]) {
-        let mut recovery = if serves { server_command(self.dir.path(), settings) } else { self.recovery() };
+    fn kill_recovery(&mut self, in_server: bool, after: Duration, settings: &[(&str, &str)]) {
+        let mut recovery = if in_server { server_command(self.dir.path(), settings) } else { self.recovery() };
         let before = self.journals().len();
         let mut recovery = recovery.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        thread::sleep(after); // the random moment
+        thread::sleep(after); // the kill comes at a random moment
         recovery.kill().unwrap();
         recovery.wait().unwrap();
-        self.cut_short += usize::from((1..before).contains(&self.journals().len()));
+        self.interrupted += usize::from((1..before).contains(&self.journals().len()));
     }
 
     fn recovery(&self) -> Command {
@@ -256,67 +259,76 @@ impl Round {
         self.end_stopping();
         for path in self.journals() {
             let name = Path::new(path.file_name().unwrap());
-            let [published, aside] = ["", "quarantine"].map(|dir| self.dir.path().join(dir).join(name));
-            if self.torn.contains_key(name) || published.with_extension("jsonl.zst").exists() || aside.exists() {
-                continue; // what it has is not looked at again
+            let [staged, published, quarantined] =
+                ["tmp", "", "quarantine"].map(|dir| self.dir.path().join(dir).join(name));
+            let files = [staged, published].map(|path| path.with_extension("jsonl.zst"));
+            if self.torn.contains_key(name) || files.iter().any(|path| path.exists()) || quarantined.exists() {
+                continue; // recovery may not read this journal again
             }
             let journal = fs::read(&path).unwrap();
             let end = journal.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-            // A kill in the middle of a write may have left a half line of its own.
-            let line = memchr::memrchr(b'\n', &journal).map_or(0, |newline| newline + 1);
+            // A kill during a write may already have left an incomplete line. It also goes to the quarantine.
+            let last_line = memchr::memrchr(b'\n', &journal).map_or(0, |newline| newline + 1);
             File::options().write(true).open(&path).unwrap().write_all_at(bytes.as_bytes(), end as u64).unwrap();
-            self.torn.insert(name.to_owned(), [&journal[line..end], bytes.as_bytes()].concat());
+            self.torn.insert(name.to_owned(), [&journal[last_line..end], bytes.as_bytes()].concat());
         }
     }
 
-    /// Recovers what is left, and looks for all that was promised.
+    /// Recovers the remaining journals and checks the guarantees.
     fn check(&self) {
         let dir = self.dir.path();
         let recovered = self.recovery().output().unwrap();
         assert!(recovered.status.success(), "{recovered:?}");
-        let mut times: HashMap<String, usize> = HashMap::new();
+        let mut copies: HashMap<String, usize> = HashMap::new();
         for line in stored(dir) {
             let id = serde_json::from_str::<serde_json::Value>(&line).unwrap()["id"].as_str().unwrap().to_owned();
             assert_eq!(line, report(&id));
-            *times.entry(id).or_default() += 1;
+            *copies.entry(id).or_default() += 1;
         }
-        let none = |what: &str, ids: Vec<&String>| assert!(ids.is_empty(), "{what}: {:?}", &ids[..ids.len().min(5)]);
-        none("twice", times.iter().filter(|(_, times)| **times > 1).map(|(id, _)| id).collect());
-        none("lost", self.answered.kept.iter().filter(|id| !times.contains_key(*id)).collect());
-        none("refused", self.answered.refused.iter().filter(|id| times.contains_key(*id)).collect());
+        let assert_none =
+            |what: &str, ids: Vec<&String>| assert!(ids.is_empty(), "{what}: {:?}", &ids[..ids.len().min(5)]);
+        assert_none("stored twice", copies.iter().filter(|(_, copies)| **copies > 1).map(|(id, _)| id).collect());
+        assert_none("lost", self.answered.acknowledged.iter().filter(|id| !copies.contains_key(*id)).collect());
+        assert_none("refused but stored", self.answered.refused.iter().filter(|id| copies.contains_key(*id)).collect());
         for (name, bytes) in &self.torn {
-            let aside = fs::read(dir.join("quarantine").join(name));
-            assert!(aside.is_ok_and(|aside| aside == *bytes), "{}", name.display());
+            let quarantined = fs::read(dir.join("quarantine").join(name));
+            assert!(quarantined.is_ok_and(|quarantined| quarantined == *bytes), "wrong quarantine: {}", name.display());
         }
-        for dir in [dir.to_owned(), dir.join("journal"), dir.join("quarantine")] {
+        let inner = |dir: &Path| dir.ends_with("journal") || dir.ends_with("tmp");
+        for dir in [dir.to_owned(), dir.join("journal"), dir.join("tmp"), dir.join("quarantine")] {
             let files = fs::read_dir(&dir).into_iter().flatten().map(|file| file.unwrap().file_name());
-            let left: Vec<_> =
-                files.filter(|name| dir.ends_with("journal") || name.as_encoded_bytes()[0] == b'.').collect();
-            assert!(left.is_empty(), "{left:?} in {}", dir.display());
+            let leftover: Vec<_> = files.filter(|name| inner(&dir) || name.as_encoded_bytes()[0] == b'.').collect();
+            assert!(leftover.is_empty(), "{leftover:?} in {}", dir.display());
         }
     }
 }
 
 #[test]
-fn what_was_acknowledged_survives_any_crash_once() {
-    let first = from_env("CRASH_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+fn acknowledged_reports_survive_any_crash_exactly_once() {
+    let first_seed = from_env("CRASH_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     let rounds = from_env("CRASH_ROUNDS").unwrap_or(30);
-    println!("CRASH_ROUNDS={rounds} CRASH_SEED={first}");
-    let (mut kept, mut spilled, mut torn, mut cut_short) = (0, 0, 0, 0);
-    for seed in first.. {
-        // Rounds that are not what they are for prove nothing; then more are drawn.
-        let prove_something = rounds < 30 || kept > 1_000 && spilled > 10 && torn > 10 && cut_short > 3;
-        if seed - first >= rounds && prove_something {
+    println!("CRASH_ROUNDS={rounds} CRASH_SEED={first_seed}");
+    let (mut acknowledged, mut spilled, mut torn, mut interrupted) = (0, 0, 0, 0);
+    for seed in first_seed.. {
+        // A run must cover each kind of fault often enough. Otherwise it gets more rounds.
+        let covers_enough = rounds < 30 || acknowledged > 1_000 && spilled > 10 && torn > 10 && interrupted > 3;
+        if seed - first_seed >= rounds && covers_enough {
             break;
         }
-        assert!(seed - first < 5 * rounds, "{kept} kept, {spilled} spilled, {torn} torn, {cut_short} cut short");
+        assert!(
+            seed - first_seed < 5 * rounds,
+            "too few faults: {acknowledged} acknowledged, {spilled} spilled, {torn} torn, {interrupted} interrupted"
+        );
         let plan = Plan::draw(seed);
         let round = std::panic::catch_unwind(|| Round::run(&plan));
         let round = round.unwrap_or_else(|_| panic!("CRASH_ROUNDS=1 CRASH_SEED={seed}: {plan:?}"));
-        kept += round.answered.kept.len();
+        acknowledged += round.answered.acknowledged.len();
         spilled += round.spilled;
         torn += round.torn.len();
-        cut_short += round.cut_short;
+        interrupted += round.interrupted;
     }
-    println!("{kept} reports kept, {spilled} batches spilled, {torn} journals torn, {cut_short} recoveries cut short");
+    println!(
+        "{acknowledged} reports acknowledged, {spilled} batches spilled, {torn} journals torn, \
+         {interrupted} recoveries interrupted"
+    );
 }

@@ -1,4 +1,4 @@
-//! When files come to be, and how many.
+//! When the server writes report files, and how many.
 
 mod common;
 
@@ -9,7 +9,7 @@ use std::thread;
 use common::{Server, report_files, stored, wait_until};
 
 #[test]
-fn a_batch_is_flushed_when_its_first_report_is_old_enough() {
+fn a_batch_is_flushed_when_flush_interval_has_passed_since_its_first_report() {
     let server = Server::start(&[("FLUSH_INTERVAL", "50ms")]);
     server.post("{\"n\":1}").assert_ok();
     let published = server.wait_for_log("published", |_| true);
@@ -20,9 +20,9 @@ fn a_batch_is_flushed_when_its_first_report_is_old_enough() {
     assert_eq!(published["fields"]["file"], file.file_name().unwrap().to_str().unwrap());
     assert_eq!(published["fields"]["bytes_out"], file.metadata().unwrap().len());
     assert!(published["fields"]["ms"].is_u64());
-    // And again: the next batch has a first report of its own.
+    // The interval of the next batch starts with its own first report.
     server.post("{\"n\":2}").assert_ok();
-    wait_until("there are two files", || (report_files(&server.data_dir).len() == 2).then_some(()));
+    wait_until("there are two report files", || (report_files(&server.data_dir).len() == 2).then_some(()));
     assert_eq!(server.stop(), ["{\"n\":1}", "{\"n\":2}"]);
 }
 
@@ -38,12 +38,12 @@ fn a_batch_is_flushed_when_it_is_full() {
     let mut client = server.connect();
     (0..5).for_each(|_| client.post(&report).assert_ok());
     let published = server.wait_for_log("published", |_| true);
-    assert!(published["fields"]["reports"].as_u64().unwrap() >= 4, "both segments were filled: {published}");
+    assert!(published["fields"]["reports"].as_u64().unwrap() >= 4, "both chunks were filled: {published}");
     assert_eq!(server.stop().len(), 5);
 }
 
 #[test]
-fn a_quiet_server_with_many_workers_writes_one_file() {
+fn a_few_reports_on_many_workers_make_one_file() {
     let mut server = Server::start(&[("WORKERS", "8"), ("MAX_BODY_BYTES", "64KiB")]);
     thread::scope(|scope| {
         for _ in 0..16 {
@@ -64,7 +64,7 @@ fn a_server_without_reports_writes_no_file() {
 }
 
 #[test]
-fn the_files_of_two_servers_on_one_directory_never_collide() {
+fn two_servers_in_one_directory_never_use_the_same_file_name() {
     const REPORTS: usize = 500;
     let dir = tempfile::tempdir().unwrap();
     let settings = [("MAX_BODY_BYTES", "100"), ("BATCH_BYTES", "300"), ("BUFFER_BYTES", "64KiB")];
@@ -74,7 +74,7 @@ fn the_files_of_two_servers_on_one_directory_never_collide() {
             scope.spawn(move || {
                 let mut client = server.connect();
                 (0..REPORTS).for_each(|report| {
-                    client.post_until_room(format!("{{\"server\":{n},\"n\":{report}}}")).assert_ok();
+                    client.post_until_capacity(format!("{{\"server\":{n},\"n\":{report}}}")).assert_ok();
                 });
             });
         }
@@ -89,7 +89,7 @@ fn the_files_of_two_servers_on_one_directory_never_collide() {
 }
 
 #[test]
-fn a_burst_that_the_flush_can_not_keep_up_with_spills_and_every_report_comes_back() {
+fn a_burst_that_is_faster_than_the_flush_spills_and_every_accepted_report_is_stored() {
     let server = Server::start(&[
         ("MAX_BODY_BYTES", "32KiB"),
         ("BATCH_BYTES", "128KiB"),
@@ -97,7 +97,7 @@ fn a_burst_that_the_flush_can_not_keep_up_with_spills_and_every_report_comes_bac
         ("ZSTD_LEVEL", "22"),
         ("FLUSH_INTERVAL", "1h"),
     ]);
-    // As many clients as it takes, for as long as it takes: reports that are hard to compress, until some have spilled.
+    // Until a batch has spilled, the clients send reports that compress slowly.
     let spilled = AtomicBool::new(false);
     let accepted: HashSet<_> = thread::scope(|scope| {
         let clients: Vec<_> = (0..8_u64)
@@ -106,7 +106,7 @@ fn a_burst_that_the_flush_can_not_keep_up_with_spills_and_every_report_comes_bac
                 scope.spawn(move || {
                     let (mut connection, mut accepted) = (server.connect(), Vec::new());
                     while !spilled.load(Ordering::Relaxed) {
-                        let report = noise(client, accepted.len() as u64);
+                        let report = random_report(client, accepted.len() as u64);
                         match connection.post(&report) {
                             answer if answer.status == 200 => accepted.push(report),
                             answer => drop(answer.assert_problem(503, "buffer-full")),
@@ -125,8 +125,8 @@ fn a_burst_that_the_flush_can_not_keep_up_with_spills_and_every_report_comes_bac
     assert_eq!(stored.into_iter().collect::<HashSet<_>>(), accepted);
 }
 
-/// A report of 30 kB of letters in no order.
-fn noise(client: u64, n: u64) -> String {
+/// A report with 30 kB of pseudorandom letters.
+fn random_report(client: u64, n: u64) -> String {
     let mut state = client << 32 | n;
     let mut letter = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -1,4 +1,4 @@
-//! HTTP/2 on the same port, and clients that abuse it.
+//! HTTP/2 on the same port, and hostile HTTP/2 clients.
 
 mod common;
 
@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-/// A client that behaves.
+/// A well-behaved client.
 struct Client {
     runtime: Runtime,
     requests: SendRequest<bytes::Bytes>,
@@ -31,11 +31,12 @@ fn post() -> Request<()> {
     request(Method::POST, "/api/v1/reports", &[])
 }
 
-async fn body(response: Response<h2::RecvStream>) -> (u16, Value) {
+/// Returns the status and the JSON body.
+async fn read_answer(response: Response<h2::RecvStream>) -> (u16, Value) {
     let (head, mut body) = response.into_parts();
     let mut bytes = Vec::new();
-    while let Some(piece) = body.data().await {
-        bytes.extend(piece.unwrap());
+    while let Some(chunk) = body.data().await {
+        bytes.extend(chunk.unwrap());
     }
     (head.status.as_u16(), serde_json::from_slice(&bytes).unwrap())
 }
@@ -45,7 +46,7 @@ impl Client {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let requests = runtime.block_on(async {
             let stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
-            // Until the server has told how many requests it takes at a time: the least that there may be.
+            // Limit of concurrent streams until the SETTINGS of the server arrive. RFC 9113 recommends at least 100.
             let mut client = h2::client::Builder::new();
             let (requests, connection) = client.initial_max_send_streams(100).handshake(stream).await.unwrap();
             tokio::spawn(connection);
@@ -54,7 +55,7 @@ impl Client {
         Self { runtime, requests }
     }
 
-    /// Sends one request, with its body as fast as the server takes it.
+    /// Sends one request. The body follows as fast as flow control permits.
     fn ask(&self, request: Request<()>, bytes: &[u8]) -> (u16, Value) {
         self.runtime.block_on(ask(self.requests.clone(), request, bytes.to_vec()))
     }
@@ -63,21 +64,21 @@ impl Client {
 async fn ask(requests: SendRequest<bytes::Bytes>, request: Request<()>, bytes: Vec<u8>) -> (u16, Value) {
     let mut requests = requests.ready().await.unwrap();
     let (response, mut sending) = requests.send_request(request, bytes.is_empty()).unwrap();
-    let mut left = bytes::Bytes::from(bytes);
-    while !left.is_empty() {
-        sending.reserve_capacity(left.len());
-        // None when the server has heard enough.
-        let Some(Ok(room)) = std::future::poll_fn(|cx| sending.poll_capacity(cx)).await else { break };
-        let piece = left.split_to(room.min(left.len()));
-        if sending.send_data(piece, left.is_empty()).is_err() {
+    let mut remaining = bytes::Bytes::from(bytes);
+    while !remaining.is_empty() {
+        sending.reserve_capacity(remaining.len());
+        // There is no capacity if the server has ended the stream.
+        let Some(Ok(capacity)) = std::future::poll_fn(|cx| sending.poll_capacity(cx)).await else { break };
+        let chunk = remaining.split_to(capacity.min(remaining.len()));
+        if sending.send_data(chunk, remaining.is_empty()).is_err() {
             break;
         }
     }
-    body(response.await.unwrap()).await
+    read_answer(response.await.unwrap()).await
 }
 
 #[test]
-fn both_versions_are_served_on_the_one_port() {
+fn http_1_and_http_2_are_served_on_the_same_port() {
     let server = Server::start(&[]);
     let client = Client::connect(&server);
     let (status, answer) = client.ask(post(), b"{\"n\":2}");
@@ -91,7 +92,7 @@ fn both_versions_are_served_on_the_one_port() {
 }
 
 #[test]
-fn many_requests_on_one_connection_are_kept_side_by_side() {
+fn concurrent_requests_on_one_connection_are_all_stored() {
     let server = Server::start(&[]);
     let client = Client::connect(&server);
     let answers = client.runtime.block_on(async {
@@ -113,18 +114,18 @@ fn many_requests_on_one_connection_are_kept_side_by_side() {
 }
 
 #[test]
-fn a_long_body_is_taken_and_one_that_is_too_long_leaves_the_connection_as_it_was() {
+fn a_long_body_is_stored_and_one_that_is_too_long_does_not_break_the_connection() {
     let server = Server::start(&[("MAX_BODY_BYTES", "300000")]);
     let client = Client::connect(&server);
-    // Several times as long as the window.
+    // Several times the flow-control window.
     let long = format!("{{\"pad\":\"{}\"}}", "x".repeat(299_000));
     assert_eq!(client.ask(post(), long.as_bytes()).0, 200);
-    // Many of them: what is not read must not use up the connection's window.
+    // Repeated, because unread body bytes must not use up the connection's flow-control window.
     for _ in 0..20 {
         let (status, answer) = client.ask(post(), &vec![b' '; 1_000_000]);
         assert_eq!((status, &answer["type"]), (413, &Value::from("tag:netwatch-server,2026:too-large")));
-        let announced = request(Method::POST, "/api/v1/reports", &[("content-length", "1000000")]);
-        assert_eq!(client.ask(announced, &vec![b' '; 1_000_000]).0, 413);
+        let with_length = request(Method::POST, "/api/v1/reports", &[("content-length", "1000000")]);
+        assert_eq!(client.ask(with_length, &vec![b' '; 1_000_000]).0, 413);
     }
     assert_eq!(client.ask(post(), b"{}").0, 200);
     let mut stored = server.stop();
@@ -133,7 +134,7 @@ fn a_long_body_is_taken_and_one_that_is_too_long_leaves_the_connection_as_it_was
 }
 
 #[test]
-fn a_body_that_does_not_come_in_time_is_a_408_and_the_other_requests_go_on() {
+fn a_late_body_is_answered_408_and_other_requests_continue() {
     let server = Server::start(&[("BODY_TIMEOUT", "2s"), ("KEEP_ALIVE_TIMEOUT", "1h")]);
     let client = Client::connect(&server);
     let late = client.runtime.block_on(async {
@@ -143,7 +144,7 @@ fn a_body_that_does_not_come_in_time_is_a_408_and_the_other_requests_go_on() {
         for _ in 0..10 {
             assert_eq!(ask(client.requests.clone(), post(), b"{}".to_vec()).await.0, 200);
         }
-        body(response.await.unwrap()).await
+        read_answer(response.await.unwrap()).await
     });
     assert_eq!((late.0, &late.1["type"]), (408, &Value::from("tag:netwatch-server,2026:body-timeout")));
     assert_eq!(client.ask(post(), b"{}").0, 200);
@@ -151,20 +152,20 @@ fn a_body_that_does_not_come_in_time_is_a_408_and_the_other_requests_go_on() {
 }
 
 #[test]
-fn what_a_stop_finds_open_is_finished() {
+fn a_request_that_is_open_at_shutdown_is_finished() {
     let mut server = Server::start(&[]);
     let client = Client::connect(&server);
     let (status, _) = client.runtime.block_on(async {
         let mut requests = client.requests.clone().ready().await.unwrap();
         let (response, mut sending) = requests.send_request(post(), false).unwrap();
         sending.send_data("{\"open\":".into(), false).unwrap();
-        // Once this is answered, the server has the other one, too.
+        // When this request is answered, the server has also received the open one.
         assert_eq!(ask(client.requests.clone(), post(), b"{}".to_vec()).await.0, 200);
         server.signal(Signal::TERM);
-        server.wait_for_log("stopping", |_| true);
+        server.wait_for_log("shutting down", |_| true);
         wait_until("the port is closed", || TcpStream::connect(server.address).is_err().then_some(()));
         sending.send_data("1}".into(), true).unwrap();
-        body(response.await.unwrap()).await
+        read_answer(response.await.unwrap()).await
     });
     assert_eq!(status, 200);
     assert!(server.wait().success());
@@ -173,7 +174,7 @@ fn what_a_stop_finds_open_is_finished() {
     assert_eq!(stored, ["{\"open\":1}", "{}"]);
 }
 
-/// A client that writes what it likes, frame by frame (RFC 9113, 4.1).
+/// A client that writes arbitrary frames (RFC 9113, section 4.1).
 struct Raw(TcpStream);
 
 const DATA: u8 = 0;
@@ -212,14 +213,14 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// `POST /api/v1/reports`, as HPACK has it (RFC 7541, appendix A).
+/// The header fields of `POST /api/v1/reports` in HPACK (RFC 7541, appendix A).
 fn post_headers() -> Vec<u8> {
     let path = b"/api/v1/reports";
     [&[0x83, 0x86, 0x04, path.len() as u8], &path[..], &[0x01, 4], b"test"].concat()
 }
 
 impl Raw {
-    /// Connects, and tells the server these settings of its own.
+    /// Connects and sends `settings` as the payload of the client's SETTINGS frame.
     fn connect(server: &Server, settings: &[u8]) -> Self {
         let mut stream = TcpStream::connect(server.address).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -233,7 +234,7 @@ impl Raw {
         self.0.write_all(bytes).unwrap();
     }
 
-    /// The next frame; `None` at the end of the connection, in good order or not.
+    /// Returns the next frame, or `None` if the connection was closed or reset.
     fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).ok()?;
@@ -259,39 +260,39 @@ impl Raw {
         panic!("no {what} in {seen:?}");
     }
 
-    /// Waits for the end; returns why, as the server has said it.
-    fn goes_away(&mut self) -> u32 {
+    /// Reads until the connection ends, and returns the error code of the last GOAWAY frame.
+    fn wait_for_goaway(&mut self) -> u32 {
         let mut error = None;
         while let Some(frame) = self.next() {
             if frame.kind == GOAWAY {
                 error = Some(frame.number_at(4));
             }
         }
-        error.expect("closed without a word")
+        error.expect("closed without a GOAWAY frame")
     }
 }
 
-/// Whatever one client does, another is served.
-fn assert_serves(server: &Server) {
+/// Checks that the server still serves other clients, over HTTP/1 and HTTP/2.
+fn assert_serves_others(server: &Server) {
     server.post("{}").assert_ok();
     assert_eq!(Client::connect(server).ask(post(), b"{}").0, 200);
 }
 
 #[test]
-fn more_requests_at_a_time_than_were_offered_are_refused_one_by_one() {
+fn a_stream_beyond_the_advertised_limit_is_refused_and_the_others_continue() {
     let server = Server::start(&[]);
     let mut client = Raw::connect(&server, &[]);
     let settings = client.wait_for("settings", |frame| frame.kind == SETTINGS && frame.flags != ACK);
-    let offered = settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
-    let offered = u32::from_be_bytes(offered[2..].try_into().unwrap());
-    assert_eq!(offered, 100);
+    let limit = settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
+    let max_streams = u32::from_be_bytes(limit[2..].try_into().unwrap());
+    assert_eq!(max_streams, 100);
     client.send(&frame(SETTINGS, ACK, 0, &[]));
-    for n in 0..=offered {
+    for n in 0..=max_streams {
         client.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &post_headers()));
     }
     let reset = client.wait_for("reset", |frame| frame.kind == RST_STREAM);
-    assert_eq!((reset.stream, reset.number_at(0)), (2 * offered + 1, REFUSED_STREAM));
-    // The others are as they were.
+    assert_eq!((reset.stream, reset.number_at(0)), (2 * max_streams + 1, REFUSED_STREAM));
+    // The other streams are not affected.
     client.send(&frame(DATA, END_STREAM, 1, b"{\"first\":1}"));
     assert_eq!(client.wait_for("answer", |frame| frame.kind == HEADERS).stream, 1);
     drop(client);
@@ -299,40 +300,40 @@ fn more_requests_at_a_time_than_were_offered_are_refused_one_by_one() {
 }
 
 #[test]
-fn requests_that_are_reset_at_once_end_the_connection() {
+fn a_rapid_reset_flood_closes_the_connection() {
     let server = Server::start(&[]);
     let mut client = Raw::connect(&server, &[]);
     let reset = |n: u32| {
         let headers = frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &post_headers());
         [headers, frame(RST_STREAM, 0, 2 * n + 1, &CANCEL.to_be_bytes())].concat()
     };
-    // The server is free to stop listening before it has all of them.
+    // The write can fail: the server may close the connection before it has read the whole flood.
     let flood: Vec<u8> = (0..10_000).flat_map(reset).collect();
     let mut writer = client.0.try_clone().unwrap();
-    let writing = std::thread::spawn(move || writer.write_all(&flood).is_ok());
-    assert_eq!(client.goes_away(), ENHANCE_YOUR_CALM);
+    let sender = std::thread::spawn(move || writer.write_all(&flood).is_ok());
+    assert_eq!(client.wait_for_goaway(), ENHANCE_YOUR_CALM);
     drop(client);
-    writing.join().unwrap();
-    assert_serves(&server);
+    sender.join().unwrap();
+    assert_serves_others(&server);
     assert_eq!(server.stop(), ["{}"; 2]);
 }
 
 #[test]
-fn a_header_without_an_end_and_one_that_is_too_long_are_cut_off() {
+fn an_endless_header_closes_the_connection_and_a_long_one_is_answered_431() {
     let server = Server::start(&[]);
-    // A name and a value of 100 bytes each, without an entry in the table, again and again.
+    // A header field that is not added to the HPACK table. Name and value have 100 bytes each.
     let field = [&[0x00, 100][..], &[b'a'; 100], &[100], &[b'b'; 100]].concat();
     let mut client = Raw::connect(&server, &[]);
     client.send(&frame(HEADERS, 0, 1, &post_headers()));
     let mut writer = client.0.try_clone().unwrap();
-    let writing = std::thread::spawn(move || {
+    let sender = std::thread::spawn(move || {
         let more = frame(CONTINUATION, 0, 1, &field.repeat(50));
-        // Far more than a header may have; it ends when the server has closed the connection.
+        // Far more than the header limit. Writing fails after the server has closed the connection.
         (0..100_000).take_while(|_| writer.write_all(&more).is_ok()).count()
     });
-    client.goes_away();
+    client.wait_for_goaway();
     drop(client);
-    assert!(writing.join().unwrap() < 100_000);
+    assert!(sender.join().unwrap() < 100_000);
 
     let client = Client::connect(&server);
     let long = "x".repeat(20_000);
@@ -343,50 +344,50 @@ fn a_header_without_an_end_and_one_that_is_too_long_are_cut_off() {
         response.await.map(|response| response.status().as_u16())
     });
     assert_eq!(status.unwrap(), 431);
-    assert_eq!(client.ask(post(), b"{}").0, 200, "the connection goes on");
-    assert_serves(&server);
+    assert_eq!(client.ask(post(), b"{}").0, 200, "the connection stays usable");
+    assert_serves_others(&server);
 }
 
 #[test]
-fn pings_and_settings_without_end_keep_nobody_from_being_served() {
+fn a_flood_of_pings_and_settings_does_not_affect_other_clients() {
     let server = Server::start(&[]);
     let flood = [frame(PING, 0, 0, &[7; 8]), frame(SETTINGS, 0, 0, &[])].concat().repeat(1000);
     let client = Raw::connect(&server, &[]);
     let mut writer = client.0.try_clone().unwrap();
-    // The answers are never read. Then the server reads no more either, and does not pile them up.
+    // The client reads no answers. The server must stop reading frames, and must not buffer answers without a limit.
     writer.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
     let sent = (0..100_000).take_while(|_| writer.write_all(&flood).is_ok()).count();
-    assert!(sent < 100_000, "the server holds all answers to {sent} floods");
-    assert_serves(&server);
+    assert!(sent < 100_000, "the server buffered the answers to {sent} floods");
+    assert_serves_others(&server);
 }
 
 #[test]
-fn an_idle_connection_is_told_so_before_it_is_closed() {
+fn an_idle_connection_gets_a_goaway_frame_before_it_is_closed() {
     let server = Server::start(&[("KEEP_ALIVE_TIMEOUT", "1s"), ("BODY_TIMEOUT", "1h")]);
-    // Before its first request, and after one; the time does not run while there is one.
-    assert_eq!(Raw::connect(&server, &[]).goes_away(), NO_ERROR);
+    // Idle before the first request, then idle after a request. An open request does not count as idle time.
+    assert_eq!(Raw::connect(&server, &[]).wait_for_goaway(), NO_ERROR);
     let mut client = Raw::connect(&server, &[]);
     client.send(&frame(HEADERS, END_HEADERS, 1, &post_headers()));
-    std::thread::sleep(Duration::from_millis(2000)); // what the test is about, not a wait
+    std::thread::sleep(Duration::from_millis(2000)); // an open request, for longer than the timeout
     client.send(&frame(DATA, END_STREAM, 1, b"{}"));
     assert_eq!(client.wait_for("answer", |frame| frame.kind == HEADERS).stream, 1);
-    assert_eq!(client.goes_away(), NO_ERROR);
+    assert_eq!(client.wait_for_goaway(), NO_ERROR);
     assert_eq!(server.stop(), ["{}"]);
 }
 
 #[test]
-fn a_client_that_takes_no_answers_is_cut_off() {
+fn a_client_that_accepts_no_answer_body_is_disconnected() {
     let server = Server::start(&[("KEEP_ALIVE_TIMEOUT", "1s")]);
-    // SETTINGS_INITIAL_WINDOW_SIZE = 0: no byte of a body may be sent to it.
+    // SETTINGS_INITIAL_WINDOW_SIZE = 0: the server may not send any byte of a body.
     let mut client = Raw::connect(&server, &[0, 4, 0, 0, 0, 0]);
     client.send(&frame(HEADERS, END_HEADERS, 1, &post_headers()));
     client.send(&frame(DATA, END_STREAM, 1, b"{}"));
-    client.goes_away();
-    assert_serves(&server);
+    client.wait_for_goaway();
+    assert_serves_others(&server);
 }
 
 #[test]
-fn as_many_requests_as_connections_are_answered_at_a_time() {
+fn max_connections_also_limits_the_open_requests() {
     let server = Server::start(&[("MAX_CONNECTIONS", "10")]);
     let client = Client::connect(&server);
     let statuses = client.runtime.block_on(async {
@@ -398,14 +399,14 @@ fn as_many_requests_as_connections_are_answered_at_a_time() {
             open.push(sending);
             answers.spawn(async move { response.await.unwrap().status().as_u16() });
         }
-        // Without their bodies, all but one wait.
+        // Ten requests wait for their bodies. One is beyond the limit and is refused at once.
         let mut statuses = vec![answers.join_next().await.unwrap().unwrap()];
-        // That the server is well is told all the same.
+        // A health check is still answered.
         let mut requests = client.requests.clone().ready().await.unwrap();
         let (health, _) = requests.send_request(request(Method::GET, "/livez", &[]), true).unwrap();
         assert_eq!(health.await.unwrap().status(), 200);
         for sending in &mut open {
-            // The one that was refused takes none.
+            // This fails for the refused request. Its stream has ended.
             drop(sending.send_data("{}".into(), true));
         }
         while let Some(status) = answers.join_next().await {
@@ -418,9 +419,9 @@ fn as_many_requests_as_connections_are_answered_at_a_time() {
 }
 
 #[test]
-fn answers_that_are_not_taken_keep_their_places_and_asking_on_keeps_no_connection() {
+fn unsent_answers_hold_their_permits_and_more_requests_do_not_keep_the_connection_open() {
     let server = Server::start(&[("MAX_CONNECTIONS", "3"), ("KEEP_ALIVE_TIMEOUT", "1s")]);
-    // SETTINGS_INITIAL_WINDOW_SIZE = 0: no byte of a body may be sent to it.
+    // SETTINGS_INITIAL_WINDOW_SIZE = 0: the server may not send any byte of a body.
     let mut client = Raw::connect(&server, &[0, 4, 0, 0, 0, 0]);
     let get = |n: u32, method: u8| {
         let path = b"/livez";
@@ -429,44 +430,44 @@ fn answers_that_are_not_taken_keep_their_places_and_asking_on_keeps_no_connectio
     };
     (0..3).for_each(|n| client.send(&get(n, 0x82)));
     (0..3).for_each(|_| drop(client.wait_for("answer", |frame| frame.kind == HEADERS)));
-    // Held by the answers. What there is no place for has no body to be held.
+    // The three unsent answers hold all permits. A request without a permit gets an answer without a body.
     client.send(&frame(HEADERS, END_HEADERS, 7, &post_headers()));
     let refused = client.wait_for("answer", |frame| frame.kind == HEADERS);
     assert_eq!((refused.stream, refused.flags & END_STREAM), (7, END_STREAM));
-    // Then again and again something that has no answer to take.
+    // The client then sends HEAD requests. Their answers have no body, so each is sent completely.
     let mut writer = client.0.try_clone().unwrap();
-    let asking = std::thread::spawn(move || {
+    let sender = std::thread::spawn(move || {
         let head = [&[0x02, 4][..], b"HEAD", &[0x86, 0x04, 6], b"/livez", &[0x01, 4], b"test"].concat();
         let head = |n: u32| frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &head);
-        let pause = || std::thread::sleep(Duration::from_millis(50)); // the pace of this client, not a wait
+        let pause = || std::thread::sleep(Duration::from_millis(50)); // sets the pace of this client
         (4..4_000).take_while(|n| writer.write_all(&head(*n)).inspect(|()| pause()).is_ok()).count()
     });
-    client.goes_away();
+    client.wait_for_goaway();
     drop(client);
-    assert!(asking.join().unwrap() < 3_000);
-    assert_serves(&server);
+    assert!(sender.join().unwrap() < 3_000);
+    assert_serves_others(&server);
 }
 
 #[test]
-fn a_client_that_says_nothing_does_not_hold_up_a_stop() {
+fn a_silent_client_does_not_delay_the_shutdown() {
     let server = Server::start(&[("SHUTDOWN_TIMEOUT", "1h")]);
-    // It does not answer the ping that comes with the first word of the end.
+    // The client does not answer the PING that the server sends with its first GOAWAY frame.
     let mut silent = Raw::connect(&server, &[]);
     silent.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &post_headers()));
     silent.wait_for("answer", |frame| frame.kind == HEADERS);
     assert!(server.stop().is_empty());
-    assert_eq!(silent.goes_away(), NO_ERROR);
+    assert_eq!(silent.wait_for_goaway(), NO_ERROR);
 }
 
 #[test]
-fn a_method_that_only_begins_like_the_preface_is_one() {
+fn a_method_that_starts_like_the_http_2_preface_is_read_as_http_1() {
     let server = Server::start(&[]);
     let head = "PRINT /api/v1/reports HTTP/1.1\r\nhost: test\r\n\r\n";
     server.connect().ask(head, b"").assert_problem(405, "method-not-allowed");
 }
 
 #[test]
-fn the_log_for_debugging_shows_no_frames_and_no_keys() {
+fn the_debug_log_contains_no_frames_and_no_keys() {
     let mut server = Server::start(&[("DEBUG", "true")]);
     let mut client = Raw::connect(&server, &[]);
     let path = b"/api/v1/reports?key=0123456789abcdef\x01";
@@ -478,6 +479,6 @@ fn the_log_for_debugging_shows_no_frames_and_no_keys() {
     server.signal(Signal::TERM);
     server.wait();
     let log = server.log();
-    assert!(log.contains("refused"), "it is a log for debugging: {log}");
+    assert!(log.contains("refused"), "DEBUG does not log the refusal: {log}");
     assert!(!log.contains("key=") && !log.to_lowercase().contains("frame"), "{log}");
 }

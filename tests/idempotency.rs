@@ -1,4 +1,4 @@
-//! A request that is sent twice with one key is kept once.
+//! A request that is repeated with the same idempotency key is stored once.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn post_by_query(client: &mut Client, key: &str, body: &str) -> Answer {
 }
 
 #[test]
-fn a_repeat_is_answered_as_the_first_was_and_kept_once() {
+fn a_repeated_request_gets_the_same_answer_and_is_stored_once() {
     let server = Server::start(&[("DEDUP_WINDOW", "1h"), ("WORKERS", "1")]);
     let mut client = server.connect();
     for _ in 0..3 {
@@ -31,7 +31,7 @@ fn a_repeat_is_answered_as_the_first_was_and_kept_once() {
 }
 
 #[test]
-fn without_a_window_a_key_means_nothing() {
+fn a_key_has_no_effect_without_a_dedup_window() {
     for window in ["off", "0s", ""] {
         let server = Server::start(&[("DEDUP_WINDOW", window)]);
         let mut client = server.connect();
@@ -43,7 +43,7 @@ fn without_a_window_a_key_means_nothing() {
 }
 
 #[test]
-fn repeats_that_come_all_at_once_are_kept_once() {
+fn simultaneous_repeats_are_stored_once() {
     let server = Server::start(&[("DEDUP_WINDOW", "1h"), ("WORKERS", "4")]);
     for round in 0..20 {
         thread::scope(|scope| {
@@ -61,25 +61,25 @@ fn repeats_that_come_all_at_once_are_kept_once() {
 }
 
 #[test]
-fn a_request_that_was_refused_may_come_again_with_its_key() {
+fn a_refused_request_can_be_repeated_with_the_same_key() {
     let server = Server::start(&[("DEDUP_WINDOW", "1h")]);
     let mut client = server.connect();
     post(&mut client, "a", "{\"a\":}").assert_problem(400, "not-json");
     post(&mut client, "a", "{\"a\":1}").assert_ok();
     post(&mut client, "a", "{\"a\":1}").assert_ok();
 
-    let aside = server.data_dir.with_extension("aside");
-    fs::rename(&server.data_dir, &aside).unwrap();
-    // The batch that is open has its journal already, the next one has none.
-    let refused = wait_until("a journal can't be written", || {
+    let moved = server.data_dir.with_extension("moved");
+    fs::rename(&server.data_dir, &moved).unwrap();
+    // The active batch already has a journal. The server cannot create one for the next batch.
+    let refused = wait_until("a report is refused", || {
         let answer = client.post(format!("{{\"pad\":\"{}\"}}", "x".repeat(1_000_000)));
         (answer.status != 200).then_some(answer)
     });
-    refused.assert_problem(503, "not-kept");
+    refused.assert_problem(503, "not-durable");
     let refused = post(&mut client, "b", "{\"b\":1}");
     assert_eq!(refused.status, 503, "{refused:?}");
-    fs::rename(&aside, &server.data_dir).unwrap();
-    wait_until("reports are taken again", || (post(&mut client, "b", "{\"b\":1}").status == 200).then_some(()));
+    fs::rename(&moved, &server.data_dir).unwrap();
+    wait_until("reports are accepted again", || (post(&mut client, "b", "{\"b\":1}").status == 200).then_some(()));
     post(&mut client, "b", "{\"b\":1}").assert_ok();
     let stored = server.stop();
     assert_eq!(stored.iter().filter(|report| *report == "{\"a\":1}").count(), 1);
@@ -87,17 +87,17 @@ fn a_request_that_was_refused_may_come_again_with_its_key() {
 }
 
 #[test]
-fn a_key_is_forgotten_when_its_window_is_over() {
+fn a_key_expires_after_the_dedup_window() {
     let server = Server::start(&[("DEDUP_WINDOW", "50ms"), ("FLUSH_INTERVAL", "1ms")]);
     let mut client = server.connect();
-    wait_until("it is kept again", || {
+    wait_until("a repeated request is stored again", || {
         post(&mut client, "a", "{}").assert_ok();
         (server.stored().len() > 1).then_some(())
     });
 }
 
 #[test]
-fn a_key_that_is_too_long_or_empty_is_a_400_and_nothing_is_kept() {
+fn a_key_that_is_too_long_or_empty_is_a_400_and_nothing_is_stored() {
     let server = Server::start(&[("DEDUP_WINDOW", "1h")]);
     let mut client = server.connect();
     for key in ["", &"x".repeat(256)] {

@@ -1,4 +1,4 @@
-//! A report that was acknowledged is in the files, once and as it was sent.
+//! The report files contain each acknowledged report once, unchanged except for line breaks.
 
 mod common;
 
@@ -9,7 +9,7 @@ use std::thread;
 use common::Server;
 
 #[test]
-fn a_report_comes_back_from_the_file_byte_for_byte() {
+fn a_report_is_stored_byte_for_byte() {
     let server = Server::start(&[]);
     let report = r#"{ "clientId" : "a","n":[1e999,-0.0,12345678901234567890123],"s":"\u0000\ud800 é 💡","a":1,"a":2}"#;
     let answer = server.post(report);
@@ -26,7 +26,7 @@ fn a_pretty_printed_report_becomes_one_line() {
 }
 
 #[test]
-fn a_report_is_taken_with_any_content_type_that_json_is_sent_with() {
+fn a_report_is_accepted_with_every_content_type_that_clients_use_for_json() {
     let server = Server::start(&[]);
     let types =
         ["application/json", "text/plain;charset=UTF-8", "application/x-www-form-urlencoded", "application/a+json"];
@@ -38,8 +38,8 @@ fn a_report_is_taken_with_any_content_type_that_json_is_sent_with() {
 }
 
 #[test]
-fn a_batch_is_taken_in_any_form_and_each_of_its_reports_is_a_line() {
-    // One worker: the order of the lines is that of the requests.
+fn a_batch_is_accepted_as_an_array_or_as_lines_and_each_report_is_stored_as_a_line() {
+    // With a single worker, reports are stored in the order of the requests.
     let server = Server::start(&[("WORKERS", "1")]);
     let lines = [r#"{"n":1}"#, r#"{"n":2,"a":[{}]}"#, r#"{"n":3}"#];
     let mut client = server.connect();
@@ -51,20 +51,20 @@ fn a_batch_is_taken_in_any_form_and_each_of_its_reports_is_a_line() {
 }
 
 #[test]
-fn what_browsers_report_by_themselves_is_a_batch() {
+fn reports_that_browsers_generate_are_accepted() {
     let server = Server::start(&[("WORKERS", "1")]);
     let csp =
         r#"{"age":2,"body":{"blockedURL":"inline","disposition":"report"},"type":"csp-violation","url":"https://a/"}"#;
     let nel =
         r#"{"age":0,"body":{"elapsed_time":345,"phase":"connection","type":"tcp.refused"},"type":"network-error"}"#;
     server.post_with("content-type: application/reports+json\r\n", format!("[{csp}, {nel}]")).assert_accepted(2);
-    let old = r#"{"csp-report":{"blocked-uri":"inline"}}"#;
-    server.post_with("content-type: application/csp-report\r\n", old).assert_ok();
-    assert_eq!(server.stop(), [csp, nel, old]);
+    let legacy_csp = r#"{"csp-report":{"blocked-uri":"inline"}}"#;
+    server.post_with("content-type: application/csp-report\r\n", legacy_csp).assert_ok();
+    assert_eq!(server.stop(), [csp, nel, legacy_csp]);
 }
 
 #[test]
-fn a_batch_may_fill_the_longest_body() {
+fn a_batch_can_fill_a_body_of_maximum_length() {
     let server = Server::start(&[("BATCH_BYTES", "65537"), ("MAX_BODY_BYTES", "64KiB"), ("BUFFER_BYTES", "256KiB")]);
     let count = 64 * 1024 / 3;
     let array = format!("[{}]", vec!["{}"; count].join(","));
@@ -73,13 +73,13 @@ fn a_batch_may_fill_the_longest_body() {
     let lines = "{}\n".repeat(count) + " ";
     assert_eq!(lines.len(), 64 * 1024);
     server.post(lines).assert_accepted(count);
-    let breaks = "{\n}\n".repeat(64 * 1024 / 4);
-    server.post(breaks).assert_accepted(64 * 1024 / 4);
+    let multiline = "{\n}\n".repeat(64 * 1024 / 4);
+    server.post(multiline).assert_accepted(64 * 1024 / 4);
     assert_eq!(server.stop().len(), 2 * count + 64 * 1024 / 4);
 }
 
 #[test]
-fn a_compressed_body_is_unpacked_whatever_it_is_compressed_with_and_however_it_comes() {
+fn a_body_of_any_supported_encoding_is_decoded_with_and_without_a_content_length() {
     let server = Server::start(&[("WORKERS", "1")]);
     let reports: Vec<_> = (0..2_000).map(|n| format!("{{\"n\":{n},\"pad\":\"{:x}\"}}", n * n * 7_919_u64)).collect();
     let plain = reports.join("\n");
@@ -98,7 +98,7 @@ fn a_compressed_body_is_unpacked_whatever_it_is_compressed_with_and_however_it_c
     for (encoding, body) in &encoded {
         assert!(body.len() <= plain.len());
         client.post_with(&format!("content-encoding: {encoding}\r\n"), body).assert_accepted(reports.len());
-        // In chunks, so that it comes in pieces and nobody knows its length.
+        // A chunked body arrives in pieces, and its length is not known in advance.
         let head = "POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n";
         client.send(format!("{head}content-encoding: {encoding}\r\n\r\n"));
         for chunk in body.chunks(999) {
@@ -113,7 +113,7 @@ fn a_compressed_body_is_unpacked_whatever_it_is_compressed_with_and_however_it_c
 }
 
 #[test]
-fn a_chunked_body_needs_no_length() {
+fn a_chunked_body_needs_no_content_length() {
     let server = Server::start(&[]);
     let mut client = server.connect();
     client.send("POST /api/v1/reports HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n");
@@ -125,7 +125,7 @@ fn a_chunked_body_needs_no_length() {
 }
 
 #[test]
-fn a_body_that_trickles_in_is_taken() {
+fn a_request_that_arrives_byte_by_byte_is_accepted() {
     let server = Server::start(&[]);
     let mut client = server.connect();
     let report = format!("{{\"pad\":\"{}\"}}", "x".repeat(300));
@@ -137,7 +137,7 @@ fn a_body_that_trickles_in_is_taken() {
 }
 
 #[test]
-fn a_body_may_be_as_long_as_the_limit_and_no_longer() {
+fn a_body_of_maximum_length_is_accepted_and_a_longer_body_is_refused() {
     let server = Server::start(&[]);
     let longest = format!("{{\"pad\":\"{}\"}}", "x".repeat(1024 * 1024 - 10));
     assert_eq!(longest.len(), 1024 * 1024);
@@ -169,7 +169,7 @@ fn pipelined_requests_are_all_answered() {
 }
 
 #[test]
-fn ten_thousand_reports_from_many_connections_all_come_back() {
+fn ten_thousand_reports_from_many_connections_are_all_stored() {
     const CONNECTIONS: usize = 50;
     const REPORTS: usize = 200;
     let server = Server::start(&[
@@ -184,7 +184,9 @@ fn ten_thousand_reports_from_many_connections_all_come_back() {
     thread::scope(|scope| {
         for connection in 0..CONNECTIONS {
             let mut client = server.connect();
-            scope.spawn(move || (0..REPORTS).for_each(|n| client.post_until_room(report(connection, n)).assert_ok()));
+            scope.spawn(move || {
+                (0..REPORTS).for_each(|n| client.post_until_capacity(report(connection, n)).assert_ok())
+            });
         }
     });
     let stored = server.stop();

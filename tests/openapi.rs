@@ -1,4 +1,4 @@
-//! The description of the interface is served as it is.
+//! `GET /openapi.yaml` returns the OpenAPI document.
 
 mod common;
 
@@ -7,7 +7,7 @@ use common::Server;
 const DOCUMENT: &str = include_str!("../openapi.yaml");
 
 #[test]
-fn the_description_is_served_byte_for_byte_to_whoever_asks() {
+fn the_openapi_document_is_served_byte_for_byte_to_every_origin_without_a_write_key() {
     let server =
         Server::start(&[("CORS_ALLOW_ORIGINS", "https://app.example.com"), ("WRITE_KEYS", "0123456789abcdef")]);
     let mut client = server.connect();

@@ -1,4 +1,4 @@
-//! Behind proxies, a report is stamped with what is known of its client, and nobody can make that up.
+//! Stamps with facts about the client, such as its address behind proxies. Clients cannot forge a stamp.
 
 mod common;
 
@@ -15,7 +15,7 @@ fn post_with(client: &mut Client, headers: &str, body: &str) -> Answer {
 }
 
 #[test]
-fn the_client_is_whom_trusted_proxies_name_and_its_address_is_masked() {
+fn trusted_proxies_name_the_client_and_the_stamped_address_is_masked() {
     let server = Server::start(&[TRUSTED, ("STAMP", "client_ip"), ("CLIENT_IP_MASK", "/24,/48"), ("WORKERS", "1")]);
     let mut client = server.connect();
     post_with(&mut client, "", "{\"n\":1}").assert_ok();
@@ -35,14 +35,14 @@ fn the_client_is_whom_trusted_proxies_name_and_its_address_is_masked() {
 }
 
 #[test]
-fn nobody_is_believed_who_is_not_trusted() {
+fn the_forwarding_header_of_an_untrusted_client_is_ignored() {
     let server = Server::start(&[("TRUSTED_PROXIES", "10.0.0.1"), ("STAMP", "client_ip")]);
     post_with(&mut server.connect(), "x-forwarded-for: 6.6.6.6\r\n", "{}").assert_ok();
     assert_eq!(server.stop(), ["{\"_client_ip\":\"127.0.0.1\"}"]);
 }
 
 #[test]
-fn a_stamp_is_put_on_every_report_of_a_batch_and_one_that_the_client_brings_refuses_all() {
+fn every_report_of_a_batch_is_stamped_and_a_batch_with_a_forged_stamp_is_refused() {
     let server = Server::start(&[("STAMP", "received_at, user_agent, origin, header:X-Tab")]);
     let mut client = server.connect();
     let headers = "user-agent: Firefox\r\nx-tab: 7\r\n";
@@ -60,7 +60,7 @@ fn a_stamp_is_put_on_every_report_of_a_batch_and_one_that_the_client_brings_refu
 }
 
 #[test]
-fn stamps_count_against_the_bound_of_a_body() {
+fn stamps_count_towards_max_body_bytes() {
     let server = Server::start(&[("STAMP", "client_ip"), ("MAX_BODY_BYTES", "1KiB")]);
     let batch = format!("[{}]", vec!["{}"; 300].join(","));
     post_with(&mut server.connect(), "", &batch).assert_problem(413, "too-large");
@@ -68,14 +68,14 @@ fn stamps_count_against_the_bound_of_a_body() {
 }
 
 #[test]
-fn a_proxy_protocol_header_of_either_version_names_the_client() {
+fn a_proxy_protocol_header_of_version_1_or_2_names_the_client() {
     let server = Server::start(&[TRUSTED, ("PROXY_PROTOCOL", "on"), ("STAMP", "client_ip")]);
     let v2 = |command: u8, address: [u8; 4]| {
         let mut header = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
         header.extend([0x20 | command, 0x11, 0, 12 + 5]);
         header.extend([address, Ipv4Addr::LOCALHOST.octets()].concat());
         header.extend([0x12, 0x34, 0, 80]);
-        // An extension: NOOP, two bytes long.
+        // An extension of type NOOP with two bytes.
         header.extend([4, 0, 2, 1, 2]);
         header
     };
@@ -87,7 +87,7 @@ fn a_proxy_protocol_header_of_either_version_names_the_client() {
         v2(0, [198, 51, 100, 9]),
     ];
     for header in headers {
-        // In one piece, and byte by byte.
+        // Send the header in one piece, and then byte by byte.
         let mut whole = server.connect();
         whole.send([&header[..], &common::request(b"{}")].concat());
         whole.answer().assert_ok();
@@ -96,7 +96,7 @@ fn a_proxy_protocol_header_of_either_version_names_the_client() {
         header.iter().for_each(|byte| slow.send([*byte]));
         slow.post("{}").assert_ok();
     }
-    // Who is behind that proxy may be behind another.
+    // The PROXY header can name another trusted proxy. Then X-Forwarded-For names the client.
     let mut nested = server.connect();
     nested.send("PROXY TCP4 10.0.0.1 127.0.0.1 4711 80\r\n");
     post_with(&mut nested, "x-forwarded-for: 198.51.100.10\r\n", "{}").assert_ok();
@@ -113,7 +113,7 @@ fn a_proxy_protocol_header_of_either_version_names_the_client() {
 }
 
 #[test]
-fn a_trusted_proxy_without_that_header_and_anybody_else_with_it_get_nowhere() {
+fn a_proxy_protocol_header_is_required_from_trusted_proxies_and_refused_from_others() {
     let server = Server::start(&[TRUSTED, ("PROXY_PROTOCOL", "on"), ("HEADER_TIMEOUT", "100ms")]);
     for bytes in [&common::request(b"{}")[..], b"PROXY TCP4 198.51.100.7\r\n", b"PROXY TCP4 1", b"", &[0; 5000]] {
         let mut client = server.connect();
@@ -130,7 +130,7 @@ fn a_trusted_proxy_without_that_header_and_anybody_else_with_it_get_nowhere() {
 }
 
 #[test]
-fn the_proxy_protocol_from_nobody_stops_the_start() {
+fn the_proxy_protocol_without_trusted_proxies_is_an_invalid_setting() {
     let output = command(&std::env::temp_dir()).env("PROXY_PROTOCOL", "on").output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && error.contains("TRUSTED_PROXIES"), "{error}");

@@ -1,4 +1,4 @@
-//! What a dead server leaves in its journals becomes report files, and what is no report is put aside.
+//! Recovery publishes the reports in the journals of dead servers. It copies corrupt bytes to quarantine.
 
 mod common;
 
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use common::{Server, command, cpu_time, report_files, stored, wait_until};
 use rustix::process::Signal;
 
-const STEM: &str = "reports-20261122T150512.123456789Z-5f3a9c01";
+const BATCH_ID: &str = "reports-20261122T150512.123456789Z-5f3a9c01";
 
 /// A data directory with one journal.
 fn with_journal(bytes: &[u8]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("journal")).unwrap();
-    fs::write(dir.path().join("journal").join(format!("{STEM}.jsonl")), bytes).unwrap();
+    fs::write(dir.path().join("journal").join(format!("{BATCH_ID}.jsonl")), bytes).unwrap();
     dir
 }
 
@@ -41,29 +41,29 @@ fn journals(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn journals_that_can_not_be_recovered_now_are_left_alone_for_a_while() {
+fn a_journal_that_cannot_be_recovered_is_retried_after_a_pause() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("journal")).unwrap();
-    // Several, and several threads to recover them. A directory in the place of each report file is what stops them.
-    let stems = ["reports-20261122T150512.123456789Z-5f3a9c01", "reports-20261122T150512.223456789Z-5f3a9c02"];
-    for stem in stems {
-        fs::write(dir.path().join(format!("journal/{stem}.jsonl")), "{}\n").unwrap();
-        fs::create_dir(dir.path().join(format!("{stem}.jsonl.zst"))).unwrap();
+    // Two journals, and two threads that recover them. Both fail: a directory has the name of the report file.
+    let batch_ids = ["reports-20261122T150512.123456789Z-5f3a9c01", "reports-20261122T150512.223456789Z-5f3a9c02"];
+    for batch_id in batch_ids {
+        fs::write(dir.path().join(format!("journal/{batch_id}.jsonl")), "{}\n").unwrap();
+        fs::create_dir(dir.path().join(format!("{batch_id}.jsonl.zst"))).unwrap();
     }
     let server = Server::start_in(dir.path(), &[("ZSTD_THREADS", "2")]);
-    for stem in stems {
-        server.wait_for_log("can't recover this journal; it is kept", |line| line.to_string().contains(stem));
+    for batch_id in batch_ids {
+        server.wait_for_log("can't recover a journal; retrying later", |line| line.to_string().contains(batch_id));
     }
-    // Trying again and again would never let it be quiet.
-    wait_until("the server is quiet", || {
+    // A server that retries without a pause never becomes idle.
+    wait_until("the server is idle", || {
         let (before, started) = (cpu_time(server.id()), Instant::now());
-        thread::sleep(Duration::from_millis(500)); // what is measured, not a wait
+        thread::sleep(Duration::from_millis(500)); // the measurement period
         (cpu_time(server.id()) - before < started.elapsed() / 10).then_some(())
     });
 }
 
 #[test]
-fn a_killed_servers_reports_are_there_after_the_next_start_and_the_port_opens_at_once() {
+fn after_a_kill_the_next_start_recovers_the_reports_and_accepts_requests_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start_in(dir.path(), &[]);
     for n in 0..10 {
@@ -71,7 +71,7 @@ fn a_killed_servers_reports_are_there_after_the_next_start_and_the_port_opens_at
     }
     let journal = journals(dir.path()).into_iter().find(|name| !name.starts_with('.')).unwrap();
     let content = fs::read(dir.path().join("journal").join(&journal)).unwrap();
-    assert!(content.starts_with(b"{\"n\":0}\n{\"n\":1}\n"), "a person can read it");
+    assert!(content.starts_with(b"{\"n\":0}\n{\"n\":1}\n"), "the journal is plain JSONL");
     server.signal(Signal::KILL);
     server.wait();
     assert!(stored(dir.path()).is_empty());
@@ -86,14 +86,14 @@ fn a_killed_servers_reports_are_there_after_the_next_start_and_the_port_opens_at
 }
 
 #[test]
-fn a_running_server_recovers_what_another_one_leaves_and_no_journal_that_is_in_use() {
+fn a_running_server_recovers_the_journals_of_a_killed_server_but_no_journal_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let living = Server::start_in(dir.path(), &[]);
     living.post("{\"living\":true}").assert_ok();
     let mut dying = Server::start_in(dir.path(), &[]);
     dying.post("{\"dying\":true}").assert_ok();
     assert!(run("recover", dir.path()).status.success());
-    assert!(stored(dir.path()).is_empty(), "both are in use");
+    assert!(stored(dir.path()).is_empty(), "both journals are in use");
     dying.signal(Signal::KILL);
     dying.wait();
     living.wait_for_log("recovered", |_| true);
@@ -103,21 +103,21 @@ fn a_running_server_recovers_what_another_one_leaves_and_no_journal_that_is_in_u
 }
 
 #[test]
-fn whole_lines_are_published_under_the_journals_stem() {
+fn complete_lines_are_published_under_the_batch_id_of_the_journal() {
     let dir = with_journal(b"{\"a\":1}\n{\"b\":2}\n\0\0\0\0\0\0\0\0");
     let output = run("recover", dir.path());
     assert!(output.status.success());
-    assert!(text(&output.stdout).starts_with("1 journals with 2 reports recovered, 0 bytes put aside"));
-    assert_eq!(report_files(dir.path()), [dir.path().join(format!("{STEM}.jsonl.zst"))]);
+    assert!(text(&output.stdout).starts_with("1 journals recovered with 2 reports, 0 corrupt bytes"));
+    assert_eq!(report_files(dir.path()), [dir.path().join(format!("{BATCH_ID}.jsonl.zst"))]);
     assert_eq!(stored(dir.path()), ["{\"a\":1}", "{\"b\":2}"]);
     assert!(journals(dir.path()).is_empty());
     assert_eq!(report_files(dir.path())[0].metadata().unwrap().permissions().mode() & 0o777, 0o640);
 }
 
 #[test]
-fn a_journal_whose_report_file_is_there_is_dropped_and_nothing_is_there_twice() {
+fn a_journal_whose_report_file_exists_is_removed_and_not_published_again() {
     let dir = with_journal(b"{\"a\":1}\n");
-    let published = dir.path().join(format!("{STEM}.jsonl.zst"));
+    let published = dir.path().join(format!("{BATCH_ID}.jsonl.zst"));
     fs::write(&published, zstd::encode_all(&b"{\"a\":1}\n"[..], 1).unwrap()).unwrap();
     assert!(run("recover", dir.path()).status.success());
     assert_eq!(stored(dir.path()), ["{\"a\":1}"]);
@@ -125,28 +125,28 @@ fn a_journal_whose_report_file_is_there_is_dropped_and_nothing_is_there_twice() 
 }
 
 #[test]
-fn a_report_file_that_is_not_sound_does_not_stop_its_journal_from_being_published() {
+fn a_corrupt_report_file_is_moved_to_quarantine_and_its_journal_is_published() {
     let frame = zstd::encode_all(&b"{\"a\":1}\n".repeat(100)[..], 1).unwrap();
     let mut flipped = frame.clone();
     *flipped.last_mut().unwrap() ^= 1;
-    for damaged in [&frame[..frame.len() - 3], &flipped, b""] {
+    for corrupt in [&frame[..frame.len() - 3], &flipped, b""] {
         let dir = with_journal(b"{\"a\":1}\n");
-        let published = dir.path().join(format!("{STEM}.jsonl.zst"));
-        fs::write(&published, damaged).unwrap();
+        let published = dir.path().join(format!("{BATCH_ID}.jsonl.zst"));
+        fs::write(&published, corrupt).unwrap();
         let verified = run("verify", dir.path());
         assert!(run("recover", dir.path()).status.success());
         assert_eq!(verified.status.code(), Some(1));
-        assert!(text(&verified.stdout).contains("NOT SOUND"), "{verified:?}");
-        let aside = dir.path().join("quarantine").join(published.file_name().unwrap());
-        assert_eq!(fs::read(aside).unwrap(), damaged, "for a person to look at");
+        assert!(text(&verified.stdout).contains("CORRUPT"), "{verified:?}");
+        let quarantined = dir.path().join("quarantine").join(published.file_name().unwrap());
+        assert_eq!(fs::read(quarantined).unwrap(), corrupt, "quarantine preserves the bytes");
         assert_eq!(stored(dir.path()), ["{\"a\":1}"]);
         assert!(journals(dir.path()).is_empty());
     }
 }
 
 #[test]
-fn what_is_no_report_is_put_aside_and_told_with_its_offset() {
-    for (journal, kept, aside, offset) in [
+fn corrupt_bytes_are_copied_to_quarantine_and_logged_with_their_offset() {
+    for (journal, reports, corrupt, offset) in [
         (&b"{\"a\":1}\n{\"b\":"[..], &["{\"a\":1}"][..], &b"{\"b\":"[..], 8),
         (b"{\"a\":1}\n{\"b\":\0\0\0\0", &["{\"a\":1}"], b"{\"b\":", 8),
         (b"{\"a\":1}\n{\"b\0\0\":2}\n{\"c\":3}\n", &["{\"a\":1}", "{\"c\":3}"], b"{\"b\0\0\":2}\n", 8),
@@ -159,24 +159,27 @@ fn what_is_no_report_is_put_aside_and_told_with_its_offset() {
     ] {
         let dir = with_journal(journal);
         let verified = run("verify", dir.path());
-        assert_eq!(verified.status.code(), Some(i32::from(!aside.is_empty())), "{verified:?}");
+        assert_eq!(verified.status.code(), Some(i32::from(!corrupt.is_empty())), "{verified:?}");
         let output = run("recover", dir.path());
         assert!(output.status.success());
-        assert_eq!(stored(dir.path()), kept);
+        assert_eq!(stored(dir.path()), reports);
         assert!(journals(dir.path()).is_empty());
-        let quarantined = dir.path().join("quarantine").join(format!("{STEM}.jsonl"));
-        if aside.is_empty() {
+        let quarantined = dir.path().join("quarantine").join(format!("{BATCH_ID}.jsonl"));
+        if corrupt.is_empty() {
             assert!(!quarantined.exists());
             continue;
         }
-        assert_eq!(fs::read(quarantined).unwrap(), aside);
+        assert_eq!(fs::read(quarantined).unwrap(), corrupt);
         let log = text(&output.stderr);
-        assert!(log.contains(STEM) && log.contains(&format!("\"offset\":{offset},\"bytes\":{}", aside.len())), "{log}");
+        assert!(
+            log.contains(BATCH_ID) && log.contains(&format!("\"offset\":{offset},\"bytes\":{}", corrupt.len())),
+            "{log}"
+        );
     }
 }
 
 #[test]
-fn a_giant_line_is_a_line() {
+fn a_line_of_20_mib_is_recovered() {
     let line = format!("{{\"pad\":\"{}\"}}", "x".repeat(20 << 20));
     let dir = with_journal(format!("{line}\n").as_bytes());
     assert!(run("recover", dir.path()).status.success());
@@ -184,13 +187,13 @@ fn a_giant_line_is_a_line() {
 }
 
 #[test]
-fn a_file_that_no_server_has_named_is_left_alone_with_a_warning() {
+fn an_unrecognized_file_in_the_journal_directory_is_ignored_with_a_warning() {
     let dir = with_journal(b"{}\n");
     for name in ["notes.txt", "reports-2026.jsonl", "reports-20261122T150512.123456789Z-5F3A9C01.jsonl"] {
         fs::write(dir.path().join("journal").join(name), "{}\n").unwrap();
         let output = run("recover", dir.path());
         assert!(output.status.success());
-        assert!(text(&output.stderr).contains("left alone"), "{output:?}");
+        assert!(text(&output.stderr).contains("unrecognized file; ignored"), "{output:?}");
         assert_eq!(fs::read(dir.path().join("journal").join(name)).unwrap(), b"{}\n");
         fs::remove_file(dir.path().join("journal").join(name)).unwrap();
     }
@@ -198,19 +201,19 @@ fn a_file_that_no_server_has_named_is_left_alone_with_a_warning() {
 }
 
 #[test]
-fn files_in_the_making_of_a_dead_server_go_and_those_of_others_stay() {
+fn recovery_removes_the_temporary_files_of_dead_servers_and_no_other_files() {
     let dir = with_journal(b"{}\n");
-    for name in [".probe.0123abcd.tmp", &format!(".{STEM}.jsonl.zst.0123abcd.tmp"), "journal/.journal.0123abcd.tmp"] {
-        fs::write(dir.path().join(name), "x").unwrap();
+    let tmp = dir.path().join("tmp");
+    fs::create_dir(&tmp).unwrap();
+    for name in [".probe.0123abcd.tmp", &format!(".{BATCH_ID}.jsonl.zst.0123abcd.tmp"), ".journal.0123abcd.tmp"] {
+        fs::write(tmp.join(name), "x").unwrap();
     }
     let others = [".rsync-partial.tmp", ".probe.tmp", ".probe.0123ABCD.tmp", "notes.tmp"];
     for name in others {
-        fs::write(dir.path().join(name), "x").unwrap();
+        fs::write(tmp.join(name), "x").unwrap();
     }
     assert!(run("recover", dir.path()).status.success());
-    let mut left: Vec<_> =
-        fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
-    left.retain(|name| name != "journal" && !name.ends_with(".zst"));
+    let mut left: Vec<_> = fs::read_dir(&tmp).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();
     let mut others = others.map(str::to_owned).to_vec();
     others.sort();
@@ -220,14 +223,14 @@ fn files_in_the_making_of_a_dead_server_go_and_those_of_others_stay() {
 }
 
 #[test]
-fn a_sound_directory_is_verified_with_exit_code_0_while_a_server_uses_it() {
+fn verify_of_valid_files_exits_with_0_while_a_server_uses_the_data_directory() {
     let server = Server::start(&[("FLUSH_INTERVAL", "10ms")]);
     server.post("{\"n\":1}").assert_ok();
-    wait_until("it is published", || (server.stored().len() == 1).then_some(()));
-    let named = |name: &String| !name.starts_with('.');
-    wait_until("its journal is gone", || (!journals(&server.data_dir).iter().any(named)).then_some(()));
+    wait_until("the report is published", || (server.stored().len() == 1).then_some(()));
+    let is_named = |name: &String| !name.starts_with('.');
+    wait_until("its journal is removed", || (!journals(&server.data_dir).iter().any(is_named)).then_some(()));
     let output = run("verify", &server.data_dir);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(text(&output.stdout).contains("sound, 1 reports"));
+    assert!(text(&output.stdout).contains("valid, 1 reports"));
     assert_eq!(run("verify", Path::new("/nowhere")).status.code(), Some(1));
 }

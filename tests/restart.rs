@@ -1,4 +1,4 @@
-//! A restart without a gap: two servers on one port, a socket that systemd holds, and what systemd is told.
+//! Restarts without downtime: two servers on one port, a socket from systemd, and notifications to systemd.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::{PATIENCE, Server, command};
 use rustix::process::Signal;
 
 #[test]
-fn two_servers_share_a_port_and_the_second_goes_on_when_the_first_stops() {
+fn two_servers_share_a_port_and_the_second_continues_when_the_first_stops() {
     let dir = tempfile::tempdir().unwrap();
     let mut first = Server::start_in(dir.path(), &[("REUSE_PORT", "true")]);
     let port = first.address.port().to_string();
@@ -21,7 +21,7 @@ fn two_servers_share_a_port_and_the_second_goes_on_when_the_first_stops() {
     }
     first.signal(Signal::TERM);
     assert_eq!(first.wait().code(), Some(0));
-    assert!((1..50).contains(&first.stored().len()), "each took a part");
+    assert!((1..50).contains(&first.stored().len()), "the first server must store some of the 50 reports, but not all");
     for n in 50..100 {
         second.post(format!("{{\"n\":{n}}}")).assert_ok();
     }
@@ -29,7 +29,7 @@ fn two_servers_share_a_port_and_the_second_goes_on_when_the_first_stops() {
 }
 
 #[test]
-fn without_it_the_port_of_another_server_is_in_use() {
+fn without_reuse_port_a_server_cannot_listen_on_the_port_of_another_server() {
     let first = Server::start(&[]);
     let port = first.address.port().to_string();
     let dir = tempfile::tempdir().unwrap();
@@ -39,11 +39,11 @@ fn without_it_the_port_of_another_server_is_in_use() {
 }
 
 #[test]
-fn a_socket_that_systemd_holds_is_taken_over() {
+fn a_socket_that_systemd_passes_is_used() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let mut shell = Command::new("sh");
-    // The process id is known only within the process, and file descriptor 3 is the first that is handed over.
+    // LISTEN_PID is the process ID of the server, which only the shell knows. The socket must be file descriptor 3.
     shell.args(["-c", "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\""]);
     shell.arg(env!("CARGO_BIN_EXE_netwatch-server")).env_clear();
     shell.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
@@ -55,18 +55,18 @@ fn a_socket_that_systemd_holds_is_taken_over() {
 }
 
 #[test]
-fn systemd_is_told_when_the_server_is_ready_and_when_it_stops() {
+fn systemd_is_notified_when_the_server_is_ready_and_when_it_stops() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let heard = || {
+    let receive = || {
         let mut message = [0; 100];
         let length = socket.recv(&mut message).unwrap();
         String::from_utf8(message[..length].to_vec()).unwrap().trim_end().to_owned()
     };
     let server = Server::start_in(&dir.path().join("data"), &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
-    assert_eq!(heard(), "READY=1");
+    assert_eq!(receive(), "READY=1");
     server.stop();
-    assert_eq!(heard(), "STOPPING=1");
+    assert_eq!(receive(), "STOPPING=1");
 }

@@ -1,4 +1,4 @@
-//! A stop loses nothing that was acknowledged, and takes no longer than it was told to.
+//! An orderly shutdown loses no acknowledged report and ends within its time limits.
 
 mod common;
 
@@ -10,8 +10,8 @@ use std::thread;
 use common::{Client, Server, wait_until};
 use rustix::process::Signal;
 
-/// A client that has sent a header, and knows that it was read.
-fn half_a_request(server: &Server) -> Client {
+/// A client that has sent a header. The 100 answer shows that the server has read the header.
+fn client_with_open_request(server: &Server) -> Client {
     let mut client = server.connect();
     let head = "POST /api/v1/reports HTTP/1.1\r\nhost: test\r\nexpect: 100-continue\r\ncontent-length: 7\r\n\r\n";
     assert_eq!(client.ask(head, b"").status, 100);
@@ -19,7 +19,7 @@ fn half_a_request(server: &Server) -> Client {
 }
 
 #[test]
-fn sigterm_and_sigint_during_load_keep_every_acknowledged_report() {
+fn sigterm_and_sigint_under_load_lose_no_acknowledged_report() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut server = Server::start(&[
             ("MAX_BODY_BYTES", "1KiB"),
@@ -39,7 +39,7 @@ fn sigterm_and_sigint_during_load_keep_every_acknowledged_report() {
                         }
                         match client.try_answer() {
                             Ok(answer) if answer.status == 200 => acknowledged.push(report),
-                            // The buffer is small, the disk may be slow, and the stop takes only so long.
+                            // A slow disk can fill the small buffer. During shutdown, requests can be refused.
                             Ok(answer) => {
                                 let name = if answer.is_full() { "buffer-full" } else { "stopping" };
                                 answer.assert_problem(503, name);
@@ -63,23 +63,23 @@ fn sigterm_and_sigint_during_load_keep_every_acknowledged_report() {
         assert!(server.wait().success());
         let stored = server.stored();
         let unique: HashSet<_> = stored.iter().collect();
-        assert_eq!(unique.len(), stored.len(), "none twice");
+        assert_eq!(unique.len(), stored.len(), "duplicate reports");
         assert!(acknowledged.len() > 100);
         assert!(acknowledged.iter().all(|report| unique.contains(report)));
     }
 }
 
 #[test]
-fn a_request_in_flight_is_finished_and_idle_connections_are_closed() {
+fn shutdown_finishes_an_open_request_and_closes_idle_connections() {
     let server = Server::start(&[]);
     let mut idle = server.connect();
     idle.post("{}").assert_ok();
-    let mut fresh = server.connect();
-    let mut busy = half_a_request(&server);
+    let mut unused = server.connect();
+    let mut busy = client_with_open_request(&server);
     server.post("{}").assert_ok();
     server.signal(Signal::TERM);
     idle.assert_closed();
-    fresh.assert_closed();
+    unused.assert_closed();
     wait_until("the port is closed", || TcpStream::connect(server.address).is_err().then_some(()));
     busy.send("{\"a\":1}");
     let answer = busy.answer();
@@ -93,10 +93,10 @@ fn a_request_in_flight_is_finished_and_idle_connections_are_closed() {
 }
 
 #[test]
-fn a_request_that_does_not_end_holds_up_a_stop_for_the_shutdown_timeout_only() {
+fn an_unfinished_request_delays_shutdown_only_until_the_shutdown_timeout() {
     let server = Server::start(&[("SHUTDOWN_TIMEOUT", "100ms"), ("BODY_TIMEOUT", "1h")]);
     server.post("{}").assert_ok();
-    let mut stuck = half_a_request(&server);
+    let mut stuck = client_with_open_request(&server);
     assert_eq!(server.stop(), ["{}"]);
     stuck.assert_closed();
 }
@@ -104,14 +104,14 @@ fn a_request_that_does_not_end_holds_up_a_stop_for_the_shutdown_timeout_only() {
 #[test]
 fn a_second_signal_ends_the_process_at_once() {
     let mut server = Server::start(&[("SHUTDOWN_DELAY", "1h")]);
-    // Two that come together count as one.
+    // Two signals that arrive together count as one. SIGSTOP makes them arrive together.
     server.signal(Signal::STOP);
     let stat = format!("/proc/{}/stat", server.id());
-    wait_until("it is stopped", || std::fs::read_to_string(&stat).unwrap().contains(") T ").then_some(()));
+    wait_until("the process is suspended", || std::fs::read_to_string(&stat).unwrap().contains(") T ").then_some(()));
     server.signal(Signal::TERM);
     server.signal(Signal::INT);
     server.signal(Signal::CONT);
-    server.wait_for_log("stopping", |_| true);
+    server.wait_for_log("shutting down", |_| true);
     (0..20).for_each(|_| server.post("{}").assert_ok());
     let status = wait_until("the server ends", || {
         server.signal(Signal::INT);
@@ -121,12 +121,12 @@ fn a_second_signal_ends_the_process_at_once() {
 }
 
 #[test]
-fn nothing_is_lost_when_nobody_reads_the_log() {
+fn no_report_is_lost_when_the_log_pipe_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server::start_unheard(dir.path(), &[("FLUSH_INTERVAL", "10ms")]);
     for n in 0..3 {
         server.post(format!("{{\"n\":{n}}}")).assert_ok();
-        wait_until("it is published", || (server.stored().len() == n + 1).then_some(()));
+        wait_until("the report is published", || (server.stored().len() == n + 1).then_some(()));
     }
     server.post("{\"n\":3}").assert_ok();
     server.signal(Signal::TERM);
@@ -135,33 +135,34 @@ fn nothing_is_lost_when_nobody_reads_the_log() {
 }
 
 #[test]
-fn a_stop_waits_for_a_disk_that_comes_back_and_keeps_the_journals_name_over_all_tries() {
+fn shutdown_retries_until_the_disk_is_back_and_keeps_the_batch_id() {
     let mut server = Server::start(&[]);
     server.post("{}").assert_ok();
     let journals = std::fs::read_dir(server.data_dir.join("journal")).unwrap();
     let names = journals.map(|file| file.unwrap().file_name().into_string().unwrap());
-    let stem = names.filter_map(|name| Some(name.strip_suffix(".jsonl")?.to_owned())).next().unwrap();
-    let aside = server.data_dir.with_extension("aside");
-    std::fs::rename(&server.data_dir, &aside).unwrap();
+    let batch_id = names.filter_map(|name| Some(name.strip_suffix(".jsonl")?.to_owned())).next().unwrap();
+    let moved = server.data_dir.with_extension("moved");
+    std::fs::rename(&server.data_dir, &moved).unwrap();
     server.signal(Signal::TERM);
-    server.wait_for_log("can't publish; the batch is kept", |_| true);
+    server.wait_for_log("can't write a report file; retrying", |_| true);
     assert!(server.is_running());
-    std::fs::rename(&aside, &server.data_dir).unwrap();
+    std::fs::rename(&moved, &server.data_dir).unwrap();
     assert!(server.wait().success());
     assert_eq!(server.stored(), ["{}"]);
-    assert_eq!(common::report_files(&server.data_dir), [server.data_dir.join(format!("{stem}.jsonl.zst"))]);
+    assert_eq!(common::report_files(&server.data_dir), [server.data_dir.join(format!("{batch_id}.jsonl.zst"))]);
 }
 
 #[test]
-fn while_a_stop_is_delayed_readyz_says_so_and_reports_are_taken_one_more_on_each_connection() {
+fn during_the_shutdown_delay_readyz_fails_and_each_connection_serves_one_more_request() {
     let mut server = Server::start(&[("SHUTDOWN_DELAY", "1h")]);
     let mut old = server.connect();
     old.post("{\"n\":1}").assert_ok();
     server.signal(Signal::TERM);
-    let unready = wait_until("it is not ready", || Some(server.get("/readyz")).filter(|answer| answer.status == 503));
-    assert_eq!(unready.json()["reason"], "the server is stopping");
+    let unready =
+        wait_until("/readyz answers 503", || Some(server.get("/readyz")).filter(|answer| answer.status == 503));
+    assert_eq!(unready.json()["reason"], "the server is shutting down");
     assert_eq!(server.get("/livez").status, 200);
-    // Taken, but it is the last one of its connection.
+    // The report is accepted. The server then closes the connection.
     let answer = old.post("{\"n\":2}");
     answer.assert_ok();
     assert_eq!(answer.headers["connection"], "close");
@@ -169,16 +170,16 @@ fn while_a_stop_is_delayed_readyz_says_so_and_reports_are_taken_one_more_on_each
     server.post("{\"n\":3}").assert_ok();
     server.signal(Signal::KILL);
     server.wait();
-    let next = Server::start_in(&server.data_dir, &[("SHUTDOWN_DELAY", "10ms")]);
-    next.wait_for_log("recovered", |_| true);
-    assert_eq!(next.stop().len(), 3);
+    let restarted = Server::start_in(&server.data_dir, &[("SHUTDOWN_DELAY", "10ms")]);
+    restarted.wait_for_log("recovered", |_| true);
+    assert_eq!(restarted.stop().len(), 3);
 }
 
 #[test]
-fn a_connection_that_waits_to_be_accepted_when_the_stop_comes_gets_its_answer() {
+fn a_connection_that_is_not_yet_accepted_at_shutdown_gets_its_answer() {
     let server = Server::start(&[]);
-    // Nothing has come over this one, and nothing will: it does not keep the server.
-    let _in_advance = server.connect();
+    // This client never sends a request. It must not delay the shutdown.
+    let _unused = server.connect();
     server.post("{\"n\":0}").assert_ok();
     server.signal(Signal::STOP);
     let mut clients: Vec<_> = (1..=20)

@@ -1,8 +1,11 @@
-//! Requests that hide another one, for a reader that ends them elsewhere than the reader before it did. Each is refused,
-//! or is taken as what it plainly is; and whatever is kept was answered with a 200 to the one who sent it.
+//! Request smuggling: requests that contain a hidden request. The hidden request takes effect if the server and a
+//! load balancer disagree about where the first request ends.
 //!
-//! The same through HAProxy and nginx, where the collector must not see a request that the load balancer did not:
-//! `make balancers`.
+//! The server must refuse such a request, or read it in the one obvious way. It may store a report only if the sender
+//! of the report gets a 200.
+//!
+//! `make balancers` sends the same requests through HAProxy and nginx. There, the server must not see a request that
+//! the load balancer did not see.
 
 mod common;
 
@@ -11,18 +14,18 @@ use std::thread;
 use common::balancer::{ASK_HEALTH, Balancer, Kind};
 use common::{Client, Server, request};
 
-/// The answer to one report that is kept.
-const OK: &str = "{\"status\":\"ok\",\"accepted\":1}";
+/// The body of the answer to one acknowledged report.
+const OK: &str = "{\"status\":\"ok\",\"accepted\":1}\n";
 
-/// What is sent over a connection of its own, and what comes back until it is closed.
-struct Try {
+/// Bytes that are sent over a new connection, and the expected answers until the connection is closed.
+struct Attempt {
     name: String,
     bytes: String,
-    /// The statuses, without a load balancer.
-    answers: &'static [u16],
+    /// The expected statuses without a load balancer.
+    statuses: &'static [u16],
 }
 
-/// The request that is hidden: by itself, there is nothing wrong with it.
+/// The hidden request. It is a valid request.
 fn hidden(name: &str) -> String {
     String::from_utf8(request(format!("{{\"hidden\":\"{name}\"}}").as_bytes())).unwrap()
 }
@@ -35,36 +38,38 @@ fn post(headers: &str, body: &str) -> String {
     format!("POST /api/v1/reports HTTP/1.1\r\nHost: test\r\n{headers}\r\n\r\n{body}")
 }
 
-fn tries() -> Vec<Try> {
-    let mut tries = Vec::new();
-    let mut add = |name: &str, bytes: String, answers| tries.push(Try { name: name.to_owned(), bytes, answers });
+fn attempts() -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    let mut add =
+        |name: &str, bytes: String, statuses| attempts.push(Attempt { name: name.to_owned(), bytes, statuses });
 
-    // A length against chunks: either covers what the other does not.
-    let one_ends: &[u16] = &[200]; // by its chunks; nothing that follows is read
+    // Content-Length contradicts the chunks. A long length includes the hidden request, and the chunks do not. A short
+    // length excludes the hidden request, and the chunks contain it.
     let refused: &[u16] = &[400];
-    let by_length: &[u16] = &[400, 200, 400]; // of no JSON; and the next request is there for all to see
-    let mut length_and_chunks = |name: &str, encoding: &str, covers_all, covers_little| {
-        let all = format!("{name}, all");
-        let body = format!("{:x}\r\n{}\r\n0\r\n\r\n{}", report(&all).len(), report(&all), hidden(&all));
-        add(&all, post(&format!("Content-Length: {}\r\n{encoding}", body.len()), &body), covers_all);
-        let first = format!("{name}, length last");
-        let body = format!("{:x}\r\n{}\r\n0\r\n\r\n{}", report(&first).len(), report(&first), hidden(&first));
-        add(&first, post(&format!("{encoding}\r\nContent-Length: {}", body.len()), &body), covers_all);
-        let little = format!("{name}, little");
-        let size = format!("{:x}\r\n", hidden(&little).len());
-        let body = format!("{size}{}\r\n0\r\n\r\n", hidden(&little));
-        add(&little, post(&format!("Content-Length: {}\r\n{encoding}", size.len()), &body), covers_little);
+    let by_chunks: &[u16] = &[200]; // the server reads nothing after the last chunk
+    let by_length: &[u16] = &[400, 200, 400]; // the first body is not JSON; the hidden request is a separate request
+    let mut length_and_chunks = |name: &str, encoding: &str, long_statuses, short_statuses| {
+        let long = format!("{name}, long length");
+        let body = format!("{:x}\r\n{}\r\n0\r\n\r\n{}", report(&long).len(), report(&long), hidden(&long));
+        add(&long, post(&format!("Content-Length: {}\r\n{encoding}", body.len()), &body), long_statuses);
+        let last = format!("{name}, long length last");
+        let body = format!("{:x}\r\n{}\r\n0\r\n\r\n{}", report(&last).len(), report(&last), hidden(&last));
+        add(&last, post(&format!("{encoding}\r\nContent-Length: {}", body.len()), &body), long_statuses);
+        let short = format!("{name}, short length");
+        let size = format!("{:x}\r\n", hidden(&short).len());
+        let body = format!("{size}{}\r\n0\r\n\r\n", hidden(&short));
+        add(&short, post(&format!("Content-Length: {}\r\n{encoding}", size.len()), &body), short_statuses);
     };
-    for (name, encoding, covers_all, covers_little) in [
-        ("chunked", "Transfer-Encoding: chunked", one_ends, refused),
-        ("capitals", "TRANSFER-ENCODING: CHUNKED", one_ends, refused),
-        ("a tab before the value", "Transfer-Encoding:\tchunked", one_ends, refused),
-        ("a space behind the value", "Transfer-Encoding: chunked ", one_ends, refused),
-        ("a coding before chunked", "Transfer-Encoding: identity, chunked", one_ends, refused),
-        ("chunked twice", "Transfer-Encoding: chunked, chunked", one_ends, refused),
-        ("a coding behind chunked", "Transfer-Encoding: chunked, identity", refused, refused),
+    for (name, encoding, long_statuses, short_statuses) in [
+        ("chunked", "Transfer-Encoding: chunked", by_chunks, refused),
+        ("uppercase", "TRANSFER-ENCODING: CHUNKED", by_chunks, refused),
+        ("a tab before the value", "Transfer-Encoding:\tchunked", by_chunks, refused),
+        ("a space after the value", "Transfer-Encoding: chunked ", by_chunks, refused),
+        ("a coding before chunked", "Transfer-Encoding: identity, chunked", by_chunks, refused),
+        ("chunked twice", "Transfer-Encoding: chunked, chunked", by_chunks, refused),
+        ("a coding after chunked", "Transfer-Encoding: chunked, identity", refused, refused),
         ("an unknown coding", "Transfer-Encoding: xchunked", refused, refused),
-        ("quotes", "Transfer-Encoding: \"chunked\"", refused, refused),
+        ("a quoted coding", "Transfer-Encoding: \"chunked\"", refused, refused),
         ("a parameter", "Transfer-Encoding: chunked;a=b", refused, refused),
         ("no coding", "Transfer-Encoding:", refused, refused),
         ("a vertical tab", "Transfer-Encoding: \x0bchunked", refused, refused),
@@ -72,99 +77,100 @@ fn tries() -> Vec<Try> {
         ("a space before the colon", "Transfer-Encoding : chunked", refused, refused),
         ("no colon", "Transfer-Encoding chunked", refused, refused),
         ("two lines, the last unknown", "Transfer-Encoding: chunked\r\nTransfer-Encoding: x", refused, refused),
-        ("two lines, the first unknown", "Transfer-Encoding: x\r\nTransfer-Encoding: chunked", one_ends, refused),
+        ("two lines, the first unknown", "Transfer-Encoding: x\r\nTransfer-Encoding: chunked", by_chunks, refused),
         ("a folded value", "Transfer-Encoding:\r\n chunked", refused, refused),
         ("folded into another header", "X: y\r\n Transfer-Encoding: chunked", refused, refused),
-        ("behind a bare LF", "X: y\nTransfer-Encoding: chunked", one_ends, refused),
-        ("behind a bare CR", "X: y\rTransfer-Encoding: chunked", refused, refused),
-        ("an underscore", "Transfer_Encoding: chunked", refused, by_length),
-        ("named in Connection", "Transfer-Encoding: chunked\r\nConnection: Transfer-Encoding", one_ends, refused),
+        ("after a bare LF", "X: y\nTransfer-Encoding: chunked", by_chunks, refused),
+        ("after a bare CR", "X: y\rTransfer-Encoding: chunked", refused, refused),
+        ("an underscore in the name", "Transfer_Encoding: chunked", refused, by_length),
+        ("listed in Connection", "Transfer-Encoding: chunked\r\nConnection: Transfer-Encoding", by_chunks, refused),
     ] {
-        length_and_chunks(name, encoding, covers_all, covers_little);
+        length_and_chunks(name, encoding, long_statuses, short_statuses);
     }
-    let name = "chunked in HTTP/1.0";
+    let name = "chunks in HTTP/1.0";
     let body = format!("0\r\n\r\n{}", hidden(name));
     let headers = format!("Content-Length: {}\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive", body.len());
     add(name, post(&headers, &body).replacen("HTTP/1.1", "HTTP/1.0", 1), refused);
 
-    // Lengths: SHORT ends before the hidden request, LONG behind it, and OVERFLOW is SHORT to who counts with 64 bits.
-    let mut lengths = |name: &str, headers: &str, answers| {
+    // Malformed or ambiguous lengths. SHORT excludes the hidden request, and LONG includes it. OVERFLOW equals SHORT in
+    // 64-bit arithmetic.
+    let mut lengths = |name: &str, headers: &str, statuses| {
         let body = report(name) + &hidden(name);
         let headers = headers.replace("OVERFLOW", &((1 << 64) + report(name).len() as u128).to_string());
         let headers = headers.replace("SHORT", &report(name).len().to_string());
-        add(name, post(&headers.replace("LONG", &body.len().to_string()), &body), answers);
+        add(name, post(&headers.replace("LONG", &body.len().to_string()), &body), statuses);
     };
     lengths("two lengths, short first", "Content-Length: SHORT\r\nContent-Length: LONG", refused);
     lengths("two lengths, long first", "Content-Length: LONG\r\nContent-Length: SHORT", refused);
     lengths("a list of lengths", "Content-Length: SHORT, LONG", refused);
-    lengths("a list of one length", "Content-Length: SHORT, SHORT", refused);
-    lengths("one length twice", "Content-Length: SHORT\r\nContent-Length: SHORT", &[200, 200]);
+    lengths("a list that repeats one length", "Content-Length: SHORT, SHORT", refused);
+    lengths("two equal lengths", "Content-Length: SHORT\r\nContent-Length: SHORT", &[200, 200]);
     lengths("a length with a sign", "Content-Length: +SHORT", refused);
     lengths("a negative length", "Content-Length: -SHORT", refused);
-    lengths("a length in base 16", "Content-Length: 0xSHORT", refused);
-    lengths("a length with zeros before it", "Content-Length: 000SHORT", &[200, 200]);
+    lengths("a hexadecimal length", "Content-Length: 0xSHORT", refused);
+    lengths("a length with leading zeros", "Content-Length: 000SHORT", &[200, 200]);
     lengths("a length with a space in it", "Content-Length: SHORT LONG", refused);
     lengths("a length that overflows", "Content-Length: OVERFLOW", refused);
-    lengths("no length, then a length", "Content-Length:\r\nContent-Length: SHORT", refused);
-    lengths("a length behind a header without a name", ": x\r\nContent-Length: SHORT", refused);
+    lengths("an empty length, then a length", "Content-Length:\r\nContent-Length: SHORT", refused);
+    lengths("a length after a header without a name", ": x\r\nContent-Length: SHORT", refused);
     lengths("a length before a bare CR", "Content-Length: SHORT\rX: y", refused);
     lengths("a length before a NUL", "Content-Length: SHORT\0", refused);
     lengths("a folded length", "Content-Length:\r\n SHORT", refused);
-    lengths("a length with an underscore", "Content_Length: LONG", &[400, 400]);
+    lengths("a length with an underscore in its name", "Content_Length: LONG", &[400, 400]);
     lengths("a length with a space before its colon", "Content-Length : SHORT", refused);
-    lengths("a length named in Connection", "Content-Length: LONG\r\nConnection: keep-alive, Content-Length", refused);
-    lengths("a length, expected", "Content-Length: LONG\r\nExpect: 100-continue", &[100, 400]);
-    lengths("a length, with an unknown expectation", "Content-Length: LONG\r\nExpect: y 100-continue", refused);
+    lengths("a length listed in Connection", "Content-Length: LONG\r\nConnection: keep-alive, Content-Length", refused);
+    lengths("a length with Expect: 100-continue", "Content-Length: LONG\r\nExpect: 100-continue", &[100, 400]);
+    lengths("a length with an unknown expectation", "Content-Length: LONG\r\nExpect: y 100-continue", refused);
     lengths("an upgrade", "Content-Length: LONG\r\nConnection: Upgrade\r\nUpgrade: websocket", refused);
     let h2c = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA";
     lengths("an upgrade to HTTP/2", &format!("Content-Length: LONG\r\n{h2c}"), refused);
-    lengths("behind the end of the connection", "Content-Length: SHORT\r\nConnection: close", &[200]);
+    lengths("a request after Connection: close", "Content-Length: SHORT\r\nConnection: close", &[200]);
 
-    // Chunks: SIZE is that of REPORT, SIZE OF HIDDEN that of HIDDEN.
-    let mut chunks = |name: &str, text: &str, answers| {
+    // Malformed or ambiguous chunks. SIZE is the size of REPORT, and SIZE OF HIDDEN is the size of HIDDEN.
+    let mut chunks = |name: &str, text: &str, statuses| {
         let text = text.replace("SIZE OF HIDDEN", &format!("{:x}", hidden(name).len()));
         let text = text.replace("SIZE", &format!("{:x}", report(name).len()));
         let body = text.replace("REPORT", &report(name)).replace("HIDDEN", &hidden(name));
-        add(name, post("Transfer-Encoding: chunked", &body), answers);
+        add(name, post("Transfer-Encoding: chunked", &body), statuses);
     };
-    chunks("chunks", "SIZE\r\nREPORT\r\n0\r\n\r\n", &[200]);
-    chunks("an extension", "SIZE;a=b;c=\"d\"\r\nREPORT\r\n0\r\n\r\n", &[200]);
+    chunks("valid chunks", "SIZE\r\nREPORT\r\n0\r\n\r\n", &[200]);
+    chunks("a chunk extension", "SIZE;a=b;c=\"d\"\r\nREPORT\r\n0\r\n\r\n", &[200]);
     let quoted = "SIZE;a=\"\r\nREPORT\r\n0\r\n\r\nHIDDEN\"\r\n0\r\n\r\n";
-    chunks("a line break in an extension", quoted, &[200, 200, 400]); // it ends the extension, quoted or not
+    chunks("a line break in an extension", quoted, &[200, 200, 400]); // a line break ends an extension, also in quotes
     chunks("a bare LF in an extension", "SIZE;\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
-    let hiding = "SIZE;\nREPORT\r\nSIZE OF HIDDEN\r\nHIDDEN\r\n0\r\n\r\n";
-    chunks("a bare LF in an extension, more chunks", hiding, refused);
-    chunks("a bare LF behind a size", "SIZE\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
-    chunks("a bare CR behind a size", "SIZE\rREPORT\r\n0\r\n\r\nHIDDEN", refused);
-    chunks("a bare LF behind a chunk", "SIZE\r\nREPORT\n0\r\n\r\nHIDDEN", refused);
-    chunks("a bare CR behind a chunk", "SIZE\r\nREPORT\r0\r\n\r\nHIDDEN", refused);
+    let more_chunks = "SIZE;\nREPORT\r\nSIZE OF HIDDEN\r\nHIDDEN\r\n0\r\n\r\n";
+    chunks("a bare LF in an extension, more chunks", more_chunks, refused);
+    chunks("a bare LF after a size", "SIZE\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
+    chunks("a bare CR after a size", "SIZE\rREPORT\r\n0\r\n\r\nHIDDEN", refused);
+    chunks("a bare LF after a chunk", "SIZE\r\nREPORT\n0\r\n\r\nHIDDEN", refused);
+    chunks("a bare CR after a chunk", "SIZE\r\nREPORT\r0\r\n\r\nHIDDEN", refused);
     chunks("a chunk that is longer than its size", "2\r\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
     chunks("a size that overflows", "100000000000000SIZE\r\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
-    chunks("a size in the notation of C", "0xSIZE\r\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
+    chunks("a size with the prefix 0x", "0xSIZE\r\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
     chunks("a size with a sign", "+SIZE\r\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
     chunks("a negative size", "-SIZE\r\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
     chunks("a negative zero", "SIZE\r\nREPORT\r\n-0\r\n\r\nHIDDEN", refused);
     chunks("an underscore in a size", "0_SIZE\r\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
-    chunks("a NUL behind a size", "SIZE\0\r\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
+    chunks("a NUL after a size", "SIZE\0\r\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
     chunks("a space before a size", " SIZE\r\nREPORT\r\n0\r\n\r\nHIDDEN", refused);
-    chunks("a space behind a size", "SIZE \r\nREPORT\r\n0 \r\n\r\nHIDDEN", &[200, 200]);
-    chunks("zeros before a size", "0000SIZE\r\nREPORT\r\n0000\r\n\r\nHIDDEN", &[200, 200]);
+    chunks("a space after a size", "SIZE \r\nREPORT\r\n0 \r\n\r\nHIDDEN", &[200, 200]);
+    chunks("a size with leading zeros", "0000SIZE\r\nREPORT\r\n0000\r\n\r\nHIDDEN", &[200, 200]);
     chunks("no size", "SIZE\r\nREPORT\r\n\r\n\r\nHIDDEN", refused);
     chunks("a last chunk without an empty line", "SIZE\r\nREPORT\r\n0\r\nHIDDEN", refused);
     chunks("a last chunk that does not end", "SIZE\r\nREPORT\r\n0\r\n", &[408]);
     let trailers = "SIZE\r\nREPORT\r\n0\r\nContent-Length: 100\r\nTransfer-Encoding: chunked\r\n\r\nHIDDEN";
-    chunks("trailers that speak of lengths", trailers, &[200, 200]);
+    chunks("trailers with a length and an encoding", trailers, &[200, 200]);
     chunks("a folded trailer", "SIZE\r\nREPORT\r\n0\r\nX: y\r\n z\r\n\r\nHIDDEN", refused);
 
-    // Lines: whoever ends them elsewhere sees other headers, or another body.
-    let mut line = |name: &str, first: &str, headers: &str, answers| {
+    // Malformed or ambiguous lines. A reader that ends lines differently sees other headers or another body.
+    let mut line = |name: &str, first: &str, headers: &str, statuses| {
         let (first, length) = (first.replace("TARGET", "/api/v1/reports"), report(name).len());
-        add(name, format!("{first}\r\n{headers}Content-Length: {length}\r\n\r\n{}", report(name)), answers);
+        add(name, format!("{first}\r\n{headers}Content-Length: {length}\r\n\r\n{}", report(name)), statuses);
     };
     let first = "POST TARGET HTTP/1.1";
     let host = "Host: test\r\n";
-    line("nothing odd", first, host, &[200]);
-    line("empty lines before", &format!("\r\n\r\n{first}"), host, &[200]);
+    line("a valid request", first, host, &[200]);
+    line("empty lines before the request", &format!("\r\n\r\n{first}"), host, &[200]);
     line("a space before the first header", &format!("{first}\r\n X: y"), host, refused);
     line("a folded header", first, "Host: test\r\nX: y\r\n z\r\n", refused);
     line("a space before a colon", first, "Host: test\r\nX : y\r\n", refused);
@@ -172,132 +178,135 @@ fn tries() -> Vec<Try> {
     line("a NUL in a name", first, "Host: test\r\nX\0: y\r\n", refused);
     line("a bare CR in a value", first, "Host: test\r\nX: y\rz\r\n", refused);
     line("two spaces before the target", "POST  TARGET HTTP/1.1", host, refused);
-    line("two spaces behind the target", "POST TARGET  HTTP/1.1", host, refused);
+    line("two spaces after the target", "POST TARGET  HTTP/1.1", host, refused);
     line("a tab in the request line", "POST\tTARGET HTTP/1.1", host, refused);
-    line("a space behind the version", "POST TARGET HTTP/1.1 ", host, refused);
+    line("a space after the version", "POST TARGET HTTP/1.1 ", host, refused);
     line("no version", "POST TARGET", host, refused);
-    line("another version", "POST TARGET HTTP/1.2", host, refused);
+    line("an unknown version", "POST TARGET HTTP/1.2", host, refused);
     line("HTTP/2 without its preface", "POST TARGET HTTP/2.0", host, refused);
     line("an absolute target and another host", "POST http://other/api/v1/reports HTTP/1.1", host, &[200]);
-    // Who is asked makes no difference here, so that hyper's leave with hosts does no harm.
+    // hyper accepts invalid hosts. This is harmless, because the server does not use the host.
     line("two hosts", first, "Host: test\r\nHost: other\r\n", &[200]);
     line("no host", first, "", &[200]);
-    line("a host that is none", first, "Host: a b/c\r\n", &[200]);
-    let name = "bare LF as each line end";
+    line("an invalid host", first, "Host: a b/c\r\n", &[200]);
+    let name = "a bare LF at the end of each line";
     let head = post(&format!("Content-Length: {}", report(name).len()), "").replace("\r\n", "\n");
     add(name, head + &report(name), &[200]);
 
-    // What is refused before its body is read, or has no use for one.
-    let mut unread = |name: &str, first: &str, headers: &str, answers| {
-        let within = hidden(name);
-        let length = within.len();
-        add(name, format!("{first}\r\nHost: test\r\n{headers}Content-Length: {length}\r\n\r\n{within}"), answers);
+    // The hidden request is the body of a request whose body the server does not use.
+    let mut unread = |name: &str, first: &str, headers: &str, statuses| {
+        let body = hidden(name);
+        let length = body.len();
+        add(name, format!("{first}\r\nHost: test\r\n{headers}Content-Length: {length}\r\n\r\n{body}"), statuses);
     };
     unread("a GET with a body", "GET /.well-known/healthcheck.json HTTP/1.1", "", &[200]);
-    unread("another path", "POST /other HTTP/1.1", "", &[404]);
-    unread("another method", "PUT /api/v1/reports HTTP/1.1", "", &[405]);
+    unread("an unknown path", "POST /other HTTP/1.1", "", &[404]);
+    unread("a method that is not allowed", "PUT /api/v1/reports HTTP/1.1", "", &[405]);
     let preflight = "Origin: https://a.example\r\nAccess-Control-Request-Method: POST\r\n";
     unread("a preflight with a body", "OPTIONS /api/v1/reports HTTP/1.1", preflight, &[204]);
-    unread("another type", "POST /api/v1/reports HTTP/1.1", "Content-Type: image/png\r\n", &[415]);
-    unread("another encoding", "POST /api/v1/reports HTTP/1.1", "Content-Encoding: compress\r\n", &[415]);
+    unread("an unsupported type", "POST /api/v1/reports HTTP/1.1", "Content-Type: image/png\r\n", &[415]);
+    unread("an unsupported encoding", "POST /api/v1/reports HTTP/1.1", "Content-Encoding: compress\r\n", &[415]);
     unread("CONNECT", "CONNECT /api/v1/reports HTTP/1.1", "", &[405]);
-    tries
+    attempts
 }
 
-/// What came back.
+/// The answers to one attempt.
 #[derive(Debug)]
-struct Said {
+struct Answers {
     statuses: Vec<u16>,
-    /// How many reports were acknowledged.
+    /// Number of acknowledged reports.
     acknowledged: usize,
 }
 
-/// Sends it, and reads all answers until the connection is closed.
-fn exchange(mut client: Client, bytes: &str) -> Said {
+/// Sends `bytes` and reads all answers until the connection is closed.
+fn exchange(mut client: Client, bytes: &str) -> Answers {
     client.send(bytes);
-    let mut said = Said { statuses: Vec::new(), acknowledged: 0 };
+    let mut answers = Answers { statuses: Vec::new(), acknowledged: 0 };
     while let Ok(answer) = client.try_any_answer() {
-        said.statuses.push(answer.status);
-        said.acknowledged += usize::from(answer.body == OK);
+        answers.statuses.push(answer.status);
+        answers.acknowledged += usize::from(answer.body == OK);
     }
-    said
+    answers
 }
 
-/// How many reports of this try are stored, its own and the hidden one.
-fn kept(stored: &[String], name: &str) -> usize {
+/// Number of stored reports of this attempt: its own and the hidden one.
+fn count_stored(stored: &[String], name: &str) -> usize {
     stored.iter().filter(|line| line.ends_with(&format!(":\"{name}\"}}"))).count()
 }
 
 #[test]
-fn a_request_that_hides_another_is_refused_or_is_what_it_plainly_is() {
-    let tries = tries();
+fn smuggling_attempts_get_the_expected_answers_and_store_only_acknowledged_reports() {
+    let attempts = attempts();
     let server = Server::start(&[("KEEP_ALIVE_TIMEOUT", "2s"), ("HEADER_TIMEOUT", "2s"), ("BODY_TIMEOUT", "2s")]);
-    // Side by side: each waits until the server closes its connection.
-    let said = thread::scope(|scope| {
-        let all: Vec<_> = tries.iter().map(|one| scope.spawn(|| exchange(server.connect(), &one.bytes))).collect();
-        all.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
+    // The attempts run in parallel, because each waits until the server closes its connection.
+    let answers = thread::scope(|scope| {
+        let threads: Vec<_> =
+            attempts.iter().map(|attempt| scope.spawn(|| exchange(server.connect(), &attempt.bytes))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
     let stored = server.stop();
     let mut wrong = Vec::new();
-    for (one, said) in tries.iter().zip(said) {
-        if said.statuses != one.answers || kept(&stored, &one.name) != said.acknowledged {
-            wrong.push(format!("{}: {said:?}, not {:?}; kept: {}", one.name, one.answers, kept(&stored, &one.name)));
+    for (Attempt { name, statuses, .. }, answers) in attempts.iter().zip(answers) {
+        let stored = count_stored(&stored, name);
+        if answers.statuses != *statuses || stored != answers.acknowledged {
+            wrong.push(format!("{name}: {answers:?}, expected {statuses:?}; stored: {stored}"));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Nothing is kept that its sender got no 200 for, and nobody else gets an answer that is not his own.
-fn nothing_gets_past(kind: Kind, changes: &[(&str, &str)]) {
+/// Checks that each stored report was answered 200 to its sender, and that other clients get only their own answers.
+fn assert_no_smuggling_through(kind: Kind, changes: &[(&str, &str)]) {
     let server = Server::start(&[("HEADER_TIMEOUT", "500ms"), ("BODY_TIMEOUT", "500ms")]);
     let balancer = Balancer::start(kind, [server.address; 2], changes);
     let mut probes = 0;
-    let mut all = Vec::new();
-    for one in tries() {
-        let said = exchange(balancer.connect(), &one.bytes);
-        println!("{:50} {:?}", one.name, said.statuses);
-        // One that nobody waited for would come to whoever is next on that connection to the collector.
+    let mut wrong = Vec::new();
+    for Attempt { name, bytes, .. } in attempts() {
+        let answers = exchange(balancer.connect(), &bytes);
+        println!("{name:50} {:?}", answers.statuses);
+        // An unexpected answer would reach the next client whose request uses the same connection to the server.
         for _ in 0..2 {
             let health = balancer.connect().ask_any(ASK_HEALTH);
-            assert!(health.status == 200 && health.body.contains("uptime"), "after {}: {health:?}", one.name);
+            assert!(health.status == 200 && health.body.contains("uptime"), "after {name}: {health:?}");
             let answer = balancer.connect().ask_any(request(format!("{{\"probe\":{probes}}}").as_bytes()));
-            assert!(answer.status == 200 && answer.body == OK, "after {}: {answer:?}", one.name);
+            assert!(answer.status == 200 && answer.body == OK, "after {name}: {answer:?}");
             probes += 1;
         }
-        all.push((one.name, said));
+        wrong.push((name, answers));
     }
     drop(balancer);
     let stored = server.stop();
-    all.retain(|(name, said)| kept(&stored, name) != said.acknowledged);
-    assert!(all.is_empty(), "{all:#?}");
-    let wanted: Vec<_> = (0..probes).map(|probe| format!("{{\"probe\":{probe}}}")).collect();
+    wrong.retain(|(name, answers)| count_stored(&stored, name) != answers.acknowledged);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let expected: Vec<_> = (0..probes).map(|probe| format!("{{\"probe\":{probe}}}")).collect();
     let mut found: Vec<_> = stored.iter().filter(|line| line.contains("probe")).cloned().collect();
     found.sort_by_key(|line| (line.len(), line.clone()));
-    assert_eq!(found, wanted);
+    assert_eq!(found, expected);
 }
 
-// One thread and one collector, so that all share one connection; and what does not end is given up soon.
+// The load balancer has one thread and one server, so all clients share one connection to the server. Its timeouts are
+// short, because some attempts never end.
 
 #[test]
-#[ignore = "takes haproxy: make balancers"]
-fn nothing_gets_past_haproxy() {
+#[ignore = "requires haproxy: make balancers"]
+fn no_request_is_smuggled_through_haproxy() {
     let changes = [
         ("global\n    user", "global\n    nbthread 1\n    user"),
         ("    server collector-2 \"${COLLECTOR_2-collector-2:8080}\"\n", ""),
         ("timeout http-request 30s", "timeout http-request 500ms"),
         ("timeout http-keep-alive 60s", "timeout http-keep-alive 500ms"),
     ];
-    nothing_gets_past(Kind::HaProxy, &changes);
+    assert_no_smuggling_through(Kind::HaProxy, &changes);
 }
 
 #[test]
-#[ignore = "takes nginx: make balancers"]
-fn nothing_gets_past_nginx() {
+#[ignore = "requires nginx: make balancers"]
+fn no_request_is_smuggled_through_nginx() {
     let changes = [
         ("worker_processes auto", "worker_processes 1"),
         ("client_header_timeout 10s", "client_header_timeout 500ms"),
         ("client_body_timeout 30s", "client_body_timeout 500ms"),
         ("keepalive_timeout 60s", "keepalive_timeout 500ms"),
     ];
-    nothing_gets_past(Kind::Nginx, &changes);
+    assert_no_smuggling_through(Kind::Nginx, &changes);
 }

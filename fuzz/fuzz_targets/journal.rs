@@ -4,18 +4,18 @@
 
 use libfuzzer_sys::fuzz_target;
 use netwatch_server::report::Reports;
-use netwatch_server::store::content::Content;
+use netwatch_server::store::JournalContent;
 
 fuzz_target!(|bytes: &[u8]| {
-    let (expected, content) = (Expected::of(bytes), Content::of(bytes));
+    let (expected, content) = (Expected::of(bytes), JournalContent::of(bytes));
     assert_eq!(content.lines.concat(), expected.published);
     assert_eq!(content.reports(), expected.published.iter().filter(|byte| **byte == b'\n').count());
-    let rest: Vec<u8> = content.rest.iter().flat_map(|(_, rest)| rest.iter().copied()).collect();
-    assert_eq!(rest, expected.quarantined);
-    for (offset, rest) in content.rest {
-        assert_eq!(&bytes[offset..offset + rest.len()], rest, "it lies where it is said to");
+    let corrupt: Vec<u8> = content.corrupt.iter().flat_map(|(_, corrupt)| corrupt.iter().copied()).collect();
+    assert_eq!(corrupt, expected.quarantined);
+    for (offset, corrupt) in content.corrupt {
+        assert_eq!(&bytes[offset..offset + corrupt.len()], corrupt, "the offset is wrong");
     }
-    assert_eq!(Content::of(&expected.published).rest, [], "what is published is read back whole");
+    assert_eq!(JournalContent::of(&expected.published).corrupt, [], "published lines are valid");
 });
 
 /// The expected result of recovering a journal, computed line by line.

@@ -3,17 +3,17 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use netwatch_server::store::Stem;
+use netwatch_server::store::BatchId;
 
 fuzz_target!(|name: &str| {
-    if let Some(stem) = Stem::of_journal(name) {
-        assert_eq!(stem.journal(), name, "no two names are taken for one journal");
-        assert_eq!(Stem::of_report_file(name), None, "no journal is taken for a report file");
-        assert_eq!(Stem::of_report_file(&stem.report_file()), Some(stem));
+    if let Some(id) = BatchId::of_journal(name) {
+        assert_eq!(id.journal(), name, "two names mean the same journal");
+        assert_eq!(BatchId::of_report_file(name), None, "a journal counts as a report file");
+        assert_eq!(BatchId::of_report_file(&id.report_file()), Some(id));
     }
-    if let Some(stem) = Stem::of_report_file(name) {
-        assert_eq!(stem.report_file(), name, "no two names are taken for one report file");
-        assert_eq!(Stem::of_journal(name), None, "no report file is taken for a journal");
-        assert_eq!(Stem::of_journal(&stem.journal()), Some(stem));
+    if let Some(id) = BatchId::of_report_file(name) {
+        assert_eq!(id.report_file(), name, "two names mean the same report file");
+        assert_eq!(BatchId::of_journal(name), None, "a report file counts as a journal");
+        assert_eq!(BatchId::of_journal(&id.journal()), Some(id));
     }
 });

@@ -8,10 +8,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use netwatch_server::buffer::{Ack, Buffer};
-use netwatch_server::config::Config;
+use netwatch_server::buffer::{Buffer, BufferLayout};
+use netwatch_server::config::{Ack, Config};
 use netwatch_server::http::{App, serve};
 use netwatch_server::report::Reports;
+use netwatch_server::store::Store;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
@@ -52,13 +53,16 @@ struct Servers {
 static SERVERS: LazyLock<Servers> = LazyLock::new(|| {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _context = runtime.enter();
+    // `/readyz` reports its errors. The buffer never writes to it.
+    let dir = std::env::temp_dir().join(format!("netwatch-fuzz-{}", std::process::id()));
+    let store = Arc::new(Store::open(&dir).unwrap());
     let servers = SETTINGS.map(|settings| {
         let small = [("MAX_BODY_BYTES", "4KiB"), ("BATCH_BYTES", "64KiB"), ("BUFFER_BYTES", "128KiB"), ("WORKERS", "1")];
         let set: HashMap<_, _> =
             small.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let config = Config::from_set(&set).unwrap();
-        let buffer = Arc::new(Buffer::new(config.shape(), Ack::Memory, None, 0));
-        Server { app: Arc::new(App::new(&config, Arc::clone(&buffer))), buffer }
+        let config = Config::from_values(&set).unwrap();
+        let buffer = Arc::new(Buffer::new(BufferLayout::from(&config), Ack::Memory, None, 0));
+        Server { app: Arc::new(App::new(&config, Arc::clone(&buffer), Arc::clone(&store))), buffer }
     });
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();

@@ -30,18 +30,17 @@ impl Batch {
         // The journal first: memory that is taken and returned wakes all waiting tasks, including this one.
         let journal = match &pool.journals {
             None => None,
-            Some(journals) => {
-                let journal = journals.take()?;
-                // A journal is missing now. A failed `take` does not wake the thread again: that would be one system
-                // call per refused request.
-                pool.maintenance.get().into_iter().for_each(|(maintenance, _)| maintenance.unpark());
-                Some(journal)
-            }
+            Some(journals) => Some(journals.take()?),
         };
         let Some(chunks) = pool.take_memory() else {
             journal.into_iter().zip(&pool.journals).for_each(|(journal, journals)| journals.give_back(journal));
             return None;
         };
+        if journal.is_some() {
+            // A journal is missing now. A lease that fails does not wake the thread: that would be a system call per
+            // refused request.
+            pool.maintenance.get().into_iter().for_each(|(maintenance, _)| maintenance.unpark());
+        }
         let journal = journal.map(|journal| BatchJournal::new(journal, chunks.len()));
         Some(Arc::new(Self::new(chunks, journal, pool)))
     }

@@ -65,7 +65,7 @@ impl Spilled {
         (!published.is_empty(), !state.batches.is_empty())
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(netwatch_loom)))]
     pub(super) fn bytes(&self) -> u64 {
         self.lock().bytes()
     }

@@ -51,7 +51,7 @@ fn assert_each_once(files: &[String], counts: &HashMap<usize, usize>) {
     for line in files.iter().flat_map(|file| file.lines()) {
         let report: serde_json::Value = serde_json::from_str(line).unwrap();
         let writer = report["writer"].as_u64().unwrap() as usize;
-        assert!(found.entry(writer).or_default().insert(report["n"].as_u64().unwrap()), "twice: {line}");
+        assert!(found.entry(writer).or_default().insert(report["n"].as_u64().unwrap()), "stored twice: {line}");
     }
     let expected: HashMap<_, BTreeSet<_>> =
         counts.iter().map(|(writer, count)| (*writer, (0..*count as u64).collect())).collect();
@@ -59,7 +59,7 @@ fn assert_each_once(files: &[String], counts: &HashMap<usize, usize>) {
 }
 
 #[test]
-fn the_memory_of_a_full_batch_returns_with_its_last_reference() {
+fn the_memory_of_a_full_batch_is_free_when_the_last_reference_is_dropped() {
     let buffer = buffer(2, 1, 8);
     let report = Reports::check(b"{\"a\":1}").unwrap();
     let ticket = buffer.append(&report).unwrap();
@@ -81,11 +81,11 @@ async fn a_task_that_waits_for_capacity_is_woken_when_memory_returns() {
     let report = Reports::check(b"{}").unwrap();
     buffer.append(&report).unwrap();
     buffer.append(&report).unwrap();
-    let mut room = std::pin::pin!(buffer.capacity());
-    room.as_mut().enable();
+    let mut capacity = std::pin::pin!(buffer.capacity());
+    capacity.as_mut().enable();
     assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
     drop(buffer.next_sealed().unwrap());
-    room.await;
+    capacity.await;
     buffer.append(&report).unwrap();
 }
 
@@ -94,10 +94,10 @@ async fn a_task_that_waits_for_capacity_is_woken_by_a_rotation_and_by_a_close() 
     let buffer = buffer(3, 1, 3);
     for end in [Buffer::rotate_now, Buffer::close] {
         buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
-        let mut room = std::pin::pin!(buffer.capacity());
-        room.as_mut().enable();
+        let mut capacity = std::pin::pin!(buffer.capacity());
+        capacity.as_mut().enable();
         end(&buffer);
-        room.await;
+        capacity.await;
     }
 }
 
@@ -111,7 +111,7 @@ async fn a_burst_spills_up_to_the_limit_and_loses_nothing() {
     let buffer = Buffer::new(layout, Ack::Journal, Some(journals), 10_000);
     let mut accepted = 0;
     loop {
-        // There is no flush, and there are always journals.
+        // Nothing is flushed, and a journal is always ready.
         buffer.prepare_journals().unwrap();
         let line = line(0, accepted, 100);
         match buffer.append(&Reports::check(line.as_bytes()).unwrap()) {
@@ -125,11 +125,11 @@ async fn a_burst_spills_up_to_the_limit_and_loses_nothing() {
 
     let compression = crate::store::Compression { level: 1, threads: 1 };
     let recovered = crate::store::recover(&store, compression, &mut Default::default()).unwrap();
-    assert!(!buffer.remove_published(|id| store.is_pending(id)), "none is left");
-    let held: usize = std::iter::from_fn(|| buffer.next_sealed()).map(|batch| text(&batch).lines().count()).sum();
+    assert!(!buffer.remove_published(|id| store.is_pending(id)), "no spilled batch is left");
+    let in_memory: usize = std::iter::from_fn(|| buffer.next_sealed()).map(|batch| text(&batch).lines().count()).sum();
     buffer.close();
     let last = text(&buffer.next_sealed().unwrap()).lines().count();
-    assert_eq!(recovered.reports + held + last, accepted);
+    assert_eq!(recovered.reports + in_memory + last, accepted);
     assert!(recovered.batches >= 4, "{recovered:?}");
 }
 
@@ -150,7 +150,7 @@ async fn a_batch_that_a_late_request_spills_after_the_close_is_published_before_
     let maintenance =
         crate::maintenance::Maintenance { buffer: Arc::clone(&buffer), store, min_free_bytes: 0, compression };
 
-    // The late request has found this batch full, and no free memory. Then the buffer is closed.
+    // The late request finds this batch full and no free memory. Then the buffer is closed.
     let full = buffer.active.load_full();
     assert!(!buffer.pool.has_memory());
     buffer.close();
@@ -161,19 +161,19 @@ async fn a_batch_that_a_late_request_spills_after_the_close_is_published_before_
         assert!(buffer.is_drained());
     });
     buffer.discard_journals();
-    for emptied in ["journal", "tmp"] {
-        assert_eq!(fs::read_dir(dir.path().join(emptied)).unwrap().count(), 0, "{emptied}");
+    for empty_dir in ["journal", "tmp"] {
+        assert_eq!(fs::read_dir(dir.path().join(empty_dir)).unwrap().count(), 0, "{empty_dir}");
     }
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4, "two report files beside the two directories");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4, "two report files and two directories");
 }
 
-/// Many tasks append and wait. A third of them may be aborted at any time. All others are acknowledged. Every acknowledged
-/// report is in its batch and in the journals.
-async fn crowd(ack: Ack) {
+/// Many tasks append and wait. A third of them may be aborted at any time. All others must be acknowledged. Every
+/// acknowledged report must be in its batch and in the journals.
+async fn append_from_tasks(ack: Ack) {
     const TASKS: usize = 300;
     const REPORTS: usize = 8;
-    let seed = std::env::var("CROWD_SEED").map_or_else(|_| getrandom::u32().unwrap(), |seed| seed.parse().unwrap());
-    println!("ack={ack:?} CROWD_SEED={seed}");
+    let seed = std::env::var("ABORT_SEED").map_or_else(|_| getrandom::u32().unwrap(), |seed| seed.parse().unwrap());
+    println!("ack={ack:?} ABORT_SEED={seed}");
     let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed.to_le_bytes(); 8].concat());
 
     let dir = tempfile::tempdir().unwrap();
@@ -199,7 +199,7 @@ async fn crowd(ack: Ack) {
                 let ticket = loop {
                     match buffer.append(&Reports::check(line.as_bytes()).unwrap()) {
                         Ok(ticket) => break ticket,
-                        // There is no journal.
+                        // No journal is ready.
                         Err(error) => assert_eq!(error, AppendError::Full),
                     }
                     buffer.prepare_journals().unwrap();
@@ -214,8 +214,8 @@ async fn crowd(ack: Ack) {
     }
     handles.set(tasks.iter().map(JoinHandle::abort_handle).collect()).unwrap();
     for (task, handle) in tasks.into_iter().enumerate() {
-        // Far longer than it ever takes. A task that sleeps by then will not be woken.
-        match tokio::time::timeout(Duration::from_secs(60), handle).await.expect("a task is left asleep") {
+        // Far longer than the test takes. A task that still waits then was never woken.
+        match tokio::time::timeout(Duration::from_secs(60), handle).await.expect("a task was never woken") {
             Ok(()) => {}
             Err(error) => assert!(error.is_cancelled() && task % 3 == 0, "{error}"),
         }
@@ -225,12 +225,12 @@ async fn crowd(ack: Ack) {
     let batches: Vec<_> = std::iter::from_fn(|| buffer.next_sealed()).collect();
     assert!(batches.len() > 5, "{}", batches.len());
     let durable = durable.lock().unwrap();
-    assert!(durable.len() < appended.load(Ordering::Relaxed), "some were aborted while they waited");
-    let held: Vec<_> = batches.iter().map(|batch| text(batch)).collect();
+    assert!(durable.len() < appended.load(Ordering::Relaxed), "some tasks are aborted while they wait");
+    let in_memory: Vec<_> = batches.iter().map(|batch| text(batch)).collect();
     let journaled: Vec<_> = batches.iter().map(|batch| journal_text(dir.path(), batch)).collect();
-    for texts in [held, journaled] {
+    for texts in [in_memory, journaled] {
         let lines: HashSet<_> = texts.iter().flat_map(|text| text.lines()).collect();
-        assert_eq!(lines.len(), texts.iter().flat_map(|text| text.lines()).count(), "each once");
+        assert_eq!(lines.len(), texts.iter().flat_map(|text| text.lines()).count(), "a report is stored twice");
         let lost: Vec<_> = durable.iter().filter(|line| !lines.contains(line.as_str())).collect();
         assert!(lost.is_empty(), "{lost:?}");
     }
@@ -239,13 +239,13 @@ async fn crowd(ack: Ack) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
 async fn aborted_tasks_leave_no_task_waiting_for_a_journal() {
-    crowd(Ack::Journal).await;
+    append_from_tasks(Ack::Journal).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
 async fn aborted_tasks_leave_no_task_waiting_for_a_sync() {
-    crowd(Ack::Disk).await;
+    append_from_tasks(Ack::Disk).await;
 }
 
 #[tokio::test]
@@ -327,7 +327,7 @@ fn one_writer_fills_every_chunk_before_a_batch_is_full() {
 }
 
 #[test]
-fn the_times_of_a_batch_are_those_of_its_first_and_last_report() {
+fn the_times_of_a_batch_match_its_first_and_last_report() {
     let buffer = buffer(2, 2, 64);
     let report = Reports::check(b"{}").unwrap();
     let before = SystemTime::now();
@@ -340,16 +340,16 @@ fn the_times_of_a_batch_are_those_of_its_first_and_last_report() {
 
 #[test]
 fn many_threads_and_a_slow_flusher_store_every_report_once() {
-    crowded(&buffer(3, 3, 2_000));
+    append_from_threads(&buffer(3, 3, 2_000));
 }
 
 #[test]
 fn threads_that_rotate_at_the_same_time_store_every_report_once() {
     // One or a few reports fill a batch, and there are always free batches.
-    crowded(&buffer(64, 1, 150));
+    append_from_threads(&buffer(64, 1, 150));
 }
 
-fn crowded(buffer: &Buffer) {
+fn append_from_threads(buffer: &Buffer) {
     const WRITERS: usize = 4;
     const REPORTS: usize = if cfg!(miri) { 20 } else { 5_000 };
     let files = thread::scope(|scope| {
@@ -468,7 +468,7 @@ async fn only_one_batch_is_spilled_while_tickets_hold_its_memory() {
         buffer.prepare_journals().unwrap();
         assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
     }
-    assert_eq!(buffer.spilled.bytes(), 3, "one batch of three bytes");
+    assert_eq!(buffer.spilled.bytes(), 3, "one batch of three bytes is spilled");
     tickets.remove(0);
     buffer.append(&report).unwrap();
     assert_eq!(buffer.spilled.bytes(), 3);
@@ -476,7 +476,7 @@ async fn only_one_batch_is_spilled_while_tickets_hold_its_memory() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
-fn a_thread_that_loses_the_race_to_rotate_gives_its_journal_back() {
+fn a_thread_that_loses_the_race_to_rotate_returns_its_journal() {
     let dir = tempfile::tempdir().unwrap();
     let (_store, buffer) = journaled(dir.path(), 4, 0);
     let journals = || fs::read_dir(dir.path().join("tmp")).unwrap().count();
@@ -489,8 +489,8 @@ fn a_thread_that_loses_the_race_to_rotate_gives_its_journal_back() {
     assert!(buffer.swap(&full, winner));
     assert!(!buffer.swap(&full, loser));
     assert!(buffer.pool.can_lease(), "the loser's journal is ready again");
-    assert_eq!(journals(), before, "no journal was removed, and none is named yet");
-    // After the shutdown began, a journal that comes back is removed.
+    assert_eq!(journals(), before, "no journal is removed, and no journal has its final name");
+    // During the shutdown, a returned journal is removed.
     let late = Batch::lease(&buffer.pool).unwrap();
     buffer.discard_journals();
     drop(late);
@@ -499,12 +499,12 @@ fn a_thread_that_loses_the_race_to_rotate_gives_its_journal_back() {
 
 #[tokio::test]
 #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
-async fn a_panic_while_a_spilled_batch_is_dropped_breaks_nothing() {
+async fn a_panic_while_a_spilled_batch_is_dropped_loses_no_report() {
     /// Panics when it is woken, as tokio does when the system refuses to wake a thread.
     struct Panics;
     impl std::task::Wake for Panics {
         fn wake(self: Arc<Self>) {
-            panic!("cannot be woken");
+            panic!("injected while waking");
         }
     }
     let dir = tempfile::tempdir().unwrap();
@@ -531,20 +531,23 @@ async fn a_panic_while_a_spilled_batch_is_dropped_breaks_nothing() {
 #[test]
 #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
 fn a_refused_append_does_not_wake_the_maintenance_thread() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_store, buffer) = journaled(dir.path(), 8, 0);
-    let report = Reports::check(b"{}").unwrap();
-    while buffer.append(&report).is_ok() {}
-    buffer.set_maintenance(thread::current(), crossbeam_utils::sync::Parker::new().unparker().clone());
-    // A thread that was unparked does not wait in `park_timeout`. One of several attempts must wait, because the function
-    // may also return early by chance.
-    let waits = || {
-        thread::current().unpark();
-        thread::park(); // consumes the token
-        assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
-        let (started, timeout) = (std::time::Instant::now(), Duration::from_millis(5));
-        thread::park_timeout(timeout);
-        started.elapsed() >= timeout
-    };
-    assert!((0..5).any(|_| waits()));
+    // With 8 batches, the journals run out. With 2 batches, the memory runs out.
+    for batches in [8, 2] {
+        let dir = tempfile::tempdir().unwrap();
+        let (_store, buffer) = journaled(dir.path(), batches, 0);
+        let report = Reports::check(b"{}").unwrap();
+        while buffer.append(&report).is_ok() {}
+        buffer.set_maintenance(thread::current(), crossbeam_utils::sync::Parker::new().unparker().clone());
+        // If `append` unparks this thread, `park_timeout` returns early. `park_timeout` may also return early without a
+        // reason, so one attempt of several must wait.
+        let waits = || {
+            thread::current().unpark();
+            thread::park(); // consumes the token
+            assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
+            let (started, timeout) = (std::time::Instant::now(), Duration::from_millis(5));
+            thread::park_timeout(timeout);
+            started.elapsed() >= timeout
+        };
+        assert!((0..5).any(|_| waits()), "{batches} batches");
+    }
 }

@@ -1,7 +1,7 @@
-//! Fault injection: file operations fail, or the process ends at one of them, as a test says.
+//! Fault injection: a test chooses the file operations that fail, or the file operation at which the process ends.
 //!
-//! The operations are executed in a real directory and recorded in a [`SimulatedDisk`], which can produce the directory
-//! that a power failure would leave.
+//! The operations run in a real directory. A [`SimulatedDisk`] records them, and can create the directory as a power
+//! failure could leave it.
 
 use std::fs::File;
 use std::io;
@@ -37,11 +37,11 @@ impl Fault {
     pub(crate) fn applies_to(self, call: &str) -> bool {
         match self {
             Self::Fails(Errno::NOSPC) => !["list", "open", "read", "remove", "set modified"].contains(&call),
-            // The standard library repeats the other operations by itself.
+            // The standard library retries the other operations.
             Self::Fails(Errno::INTR) => ["allocate", "write"].contains(&call),
             Self::Denies(_) => ["create dir", "link", "rename", "remove"].contains(&call),
             Self::Short => call == "write",
-            // A file may be removed while its owner is dropped by another panic.
+            // A panic can drop the owner of a file, which removes the file. A second panic would abort the process.
             Self::Panics => call != "remove",
             Self::Fails(_) | Self::Crash => true,
         }
@@ -71,7 +71,7 @@ impl Call<'_> {
 /// The panic payload that stands for the end of the process.
 pub(crate) struct Crashed;
 
-/// The faults to inject, and the operations so far.
+/// The faults to inject, and a record of the operations.
 #[derive(Debug)]
 pub(crate) struct Script(Mutex<State>);
 
@@ -85,7 +85,7 @@ struct State {
 }
 
 impl Script {
-    /// Records all operations below `root`, whose present content counts as synced.
+    /// Records all operations below `root`. The present content of `root` counts as synced.
     pub(crate) fn new(root: &Path, faults: Vec<(Range<usize>, Fault)>) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State { faults, calls: vec![], is_dead: false, disk: SimulatedDisk::of(root) })))
     }
@@ -95,10 +95,10 @@ impl Script {
         self.state().calls.clone()
     }
 
-    /// Creates in `to`, which is empty, what a power failure leaves of the root.
-    pub(crate) fn cut_power(&self, to: &Path, chance: &mut Rng) {
+    /// Creates in the empty directory `to` a copy of the root as a power failure could leave it.
+    pub(crate) fn cut_power(&self, to: &Path, rng: &mut Rng) {
         let state = self.state();
-        state.disk.cut_power(to, chance);
+        state.disk.cut_power(to, rng);
     }
 
     /// Whether a name would survive a power failure.
@@ -117,7 +117,7 @@ impl Script {
         state.is_dead |= fault == Some(Fault::Crash);
         if state.is_dead {
             drop(state);
-            // Unwinding drops the owners of files, which remove them.
+            // Unwinding drops the owners of files, which remove the files. A second panic would abort the process.
             if matches!(call, Call::Remove(_)) || thread::panicking() {
                 return Err(Errno::IO.into());
             }

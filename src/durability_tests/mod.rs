@@ -1,9 +1,9 @@
-//! Deterministic tests of the durability guarantee. Every file operation fails, the process ends at every file operation,
-//! and the power fails at every file operation.
+//! Deterministic tests of the durability guarantee. At each file operation of a run, the operation fails, the process
+//! ends, or the power fails.
 //!
-//! A server runs in one thread, step by step, so that the same steps cause the same file operations. A consumer may take
-//! report files away at any time. After each run the next server recovers. Then every acknowledged report must be in the
-//! files, or have been taken, exactly once.
+//! A server runs in one thread, step by step, so that the same steps cause the same file operations. A consumer may
+//! take report files away at any time. After each run the next server recovers. Then every acknowledged report must
+//! exist exactly once: in the files, or among the reports that the consumer took.
 
 mod fault_injection;
 mod simulated_disk;
@@ -105,8 +105,9 @@ impl Ledger {
         }
     }
 
-    /// Removes the files that were taken. The simulated disk does not know of the consumer.
-    fn take_again(&self, data_dir: &Path) {
+    /// Removes the taken files after a power failure. The simulated disk restores them, because it does not record what
+    /// the consumer does.
+    fn remove_taken(&self, data_dir: &Path) {
         for path in self.taken_files.iter().map(|name| data_dir.join(name)).filter(|path| path.exists()) {
             fs::remove_file(path).unwrap();
         }
@@ -120,10 +121,10 @@ fn ids(path: &Path) -> Vec<u64> {
     lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_u64().unwrap()).collect()
 }
 
-/// A place for data directories.
-struct Place(TempDir);
+/// A temporary directory that contains a data directory.
+struct TestDir(TempDir);
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
         // In memory if possible: the simulated disk decides what is durable.
         let memory = Path::new("/dev/shm");
@@ -139,7 +140,8 @@ impl Place {
         self.root().join("data/reports")
     }
 
-    /// Runs `work` on the data directory with these faults. Returns the record, and whether the process reached the end.
+    /// Runs `work` on the data directory with these faults. Returns the script with its record of operations, and
+    /// whether `work` reached its end.
     fn run(&self, faults: Faults, work: impl FnOnce(Disk, &Path)) -> (Arc<Script>, bool) {
         let script = Script::new(self.root(), faults);
         let ended = panic::catch_unwind(AssertUnwindSafe(|| work(Disk::scripted(&script), &self.data_dir())));
@@ -151,14 +153,14 @@ impl Place {
         (script, survived.is_ok())
     }
 
-    /// What a power failure leaves.
-    fn after_power_cut(&self, script: &Script, chance: &mut Rng) -> Self {
-        let left = Self::new();
-        script.cut_power(left.root(), chance);
-        left
+    /// A copy of the directory as a power failure could leave it.
+    fn after_power_cut(&self, script: &Script, rng: &mut Rng) -> Self {
+        let copy = Self::new();
+        script.cut_power(copy.root(), rng);
+        copy
     }
 
-    /// What the end of the process leaves.
+    /// A copy of the directory as the end of the process leaves it.
     fn copy(&self) -> Self {
         let copy = Self::new();
         Script::new(self.root(), vec![]).cut_power(copy.root(), &mut Rng::with_seed(0));
@@ -166,33 +168,33 @@ impl Place {
     }
 
     /// Recovers, and compares the files with the ledger.
-    fn assert_durable(&self, ledger: &Ledger, story: &dyn std::fmt::Debug) {
+    fn assert_durable(&self, ledger: &Ledger, case: &dyn std::fmt::Debug) {
         if let Ok(store) = Store::open(&self.data_dir()) {
             let recovered = recover(&store, COMPRESSION, &mut Default::default()).unwrap();
-            assert_eq!(recovered.failed, 0, "{story:?}");
+            assert_eq!(recovered.failed, 0, "{case:?}");
         }
-        let mut times = BTreeMap::new();
-        ledger.taken.iter().for_each(|id| *times.entry(*id).or_insert(0) += 1);
+        let mut counts = BTreeMap::new();
+        ledger.taken.iter().for_each(|id| *counts.entry(*id).or_insert(0) += 1);
         verify(&self.data_dir(), |verdict| {
-            assert!(verdict.reports.is_ok(), "{story:?}: {verdict:?}");
-            ids(&verdict.path).into_iter().for_each(|id| *times.entry(id).or_insert(0) += 1);
+            assert!(verdict.reports.is_ok(), "{case:?}: {verdict:?}");
+            ids(&verdict.path).into_iter().for_each(|id| *counts.entry(id).or_insert(0) += 1);
             Ok(())
         })
         .unwrap();
-        let twice: Vec<_> = times.iter().filter(|(_, times)| **times > 1).collect();
-        assert!(twice.is_empty(), "{story:?}: stored twice: {twice:?}");
-        let missing: Vec<_> = ledger.acknowledged.iter().filter(|id| !times.contains_key(id)).collect();
-        assert!(missing.is_empty(), "{story:?}: acknowledged and lost: {missing:?}");
-        let stored: Vec<_> = ledger.refused.iter().filter(|id| times.contains_key(id)).collect();
-        assert!(stored.is_empty(), "{story:?}: refused and stored: {stored:?}");
+        let twice: Vec<_> = counts.iter().filter(|(_, count)| **count > 1).collect();
+        assert!(twice.is_empty(), "{case:?}: stored twice: {twice:?}");
+        let missing: Vec<_> = ledger.acknowledged.iter().filter(|id| !counts.contains_key(id)).collect();
+        assert!(missing.is_empty(), "{case:?}: acknowledged and lost: {missing:?}");
+        let stored: Vec<_> = ledger.refused.iter().filter(|id| counts.contains_key(id)).collect();
+        assert!(stored.is_empty(), "{case:?}: refused and stored: {stored:?}");
         for dir in ["journal", "tmp"] {
             let left: Vec<_> = fs::read_dir(self.data_dir().join(dir)).into_iter().flatten().collect();
-            assert!(left.is_empty(), "{story:?}: {left:?}");
+            assert!(left.is_empty(), "{case:?}: files are left: {left:?}");
         }
     }
 }
 
-/// A server: the parts that `server::run` wires together, without its threads.
+/// A server without threads: the parts that `server::run` connects.
 struct TestServer<'a> {
     is_durable: Box<dyn Fn(&Path) -> bool>,
     flusher: Flusher,
@@ -236,7 +238,8 @@ impl<'a> TestServer<'a> {
                             let _dropped = durable.as_mut().poll(&mut context);
                         }
                     }
-                    // Waits for a sync that continues without it, so that the same steps cause the same operations.
+                    // A sync may continue without the request. Wait for the sync, so that the same steps cause the
+                    // same operations.
                     while Arc::strong_count(&ticket.batch) > holders {
                         thread::yield_now();
                     }
@@ -288,8 +291,8 @@ impl<'a> TestServer<'a> {
         });
     }
 
-    /// After failures, and perhaps a few more, reports are acknowledged again.
-    fn assert_works(&mut self, story: &dyn std::fmt::Debug) {
+    /// Checks that the server acknowledges at least one of ten more reports.
+    fn assert_works(&mut self, case: &dyn std::fmt::Debug) {
         let before = self.ledger.borrow().acknowledged.len();
         for _ in 0..10 {
             for _ in 0..self.buffer.sealed_len() {
@@ -297,7 +300,7 @@ impl<'a> TestServer<'a> {
             }
             self.step(Step::Post { requests: 1, pad: 0 });
         }
-        assert!(self.ledger.borrow().acknowledged.len() > before, "{story:?}");
+        assert!(self.ledger.borrow().acknowledged.len() > before, "{case:?}: no report is acknowledged");
     }
 
     fn stop(mut self) {
@@ -320,11 +323,11 @@ fn run(disk: Disk, data_dir: &Path, ack: Ack, steps: &[Step], ledger: &RefCell<L
 
 /// The file operations of a run without faults.
 fn calls_of_a_run(ack: Ack) -> Vec<&'static str> {
-    let (place, ledger) = (Place::new(), RefCell::default());
-    let (script, survived) = place.run(vec![], |disk, dir| run(disk, dir, ack, &STEPS, &ledger));
+    let (test_dir, ledger) = (TestDir::new(), RefCell::default());
+    let (script, survived) = test_dir.run(vec![], |disk, dir| run(disk, dir, ack, &STEPS, &ledger));
     let ledger = ledger.into_inner();
     assert!(survived && ledger.acknowledged.len() > 15 && !ledger.taken.is_empty(), "{ledger:?}");
-    place.assert_durable(&ledger, &ack);
+    test_dir.assert_durable(&ledger, &ack);
     script.calls()
 }
 
@@ -346,19 +349,19 @@ const ERRORS: [Fault; 5] = [
 fn any_operation_may_fail_and_the_service_recovers() {
     for (ack, fault) in [Ack::Memory, Ack::Journal, Ack::Disk].into_iter().flat_map(|ack| ERRORS.map(|f| (ack, f))) {
         for (first, count) in calls_with(fault, ack).flat_map(|first| [(first, 1), (first, 7)]) {
-            let story = (ack, fault, first, count);
-            let (place, ledger) = (Place::new(), RefCell::default());
-            let (_, survived) = place.run(vec![(first..first + count, fault)], |disk, dir| {
+            let case = (ack, fault, first, count);
+            let (test_dir, ledger) = (TestDir::new(), RefCell::default());
+            let (_, survived) = test_dir.run(vec![(first..first + count, fault)], |disk, dir| {
                 let Some(mut server) = TestServer::start(disk, dir, ack, &ledger) else { return };
                 STEPS.iter().for_each(|step| server.step(*step));
-                server.assert_works(&story);
+                server.assert_works(&case);
                 server.stop();
             });
             assert!(survived);
             let ledger = ledger.into_inner();
             let is_error = !matches!(fault, Fault::Short | Fault::Fails(Errno::INTR));
-            assert!(is_error || ledger.not_durable.is_empty(), "{story:?}: {ledger:?}");
-            place.assert_durable(&ledger, &story);
+            assert!(is_error || ledger.not_durable.is_empty(), "{case:?}: {ledger:?}");
+            test_dir.assert_durable(&ledger, &case);
         }
     }
 }
@@ -368,21 +371,21 @@ fn the_process_and_the_next_recovery_may_end_at_any_operation() {
     for (ack, end) in
         [Ack::Journal, Ack::Disk].into_iter().flat_map(|ack| (0..calls_of_a_run(ack).len()).map(move |end| (ack, end)))
     {
-        let (place, ledger) = (Place::new(), RefCell::default());
-        place.run(vec![crash(end)], |disk, dir| run(disk, dir, ack, &STEPS, &ledger));
+        let (test_dir, ledger) = (TestDir::new(), RefCell::default());
+        test_dir.run(vec![crash(end)], |disk, dir| run(disk, dir, ack, &STEPS, &ledger));
         let mut ledger = ledger.into_inner();
         if end % 2 == 0 {
             // A consumer takes all files before the recovery.
-            ledger.take(&place.data_dir(), |_| true);
+            ledger.take(&test_dir.data_dir(), |_| true);
         }
         // Each recovery gets one operation further.
         for recovery_end in 0.. {
-            let place = place.copy();
-            let (_, recovered) = place.run(vec![crash(recovery_end)], |disk, dir| {
+            let test_dir = test_dir.copy();
+            let (_, recovered) = test_dir.run(vec![crash(recovery_end)], |disk, dir| {
                 let store = Store::open_on(disk, dir).unwrap();
                 recover(&store, COMPRESSION, &mut Default::default()).unwrap();
             });
-            place.assert_durable(&ledger, &(ack, end, recovery_end));
+            test_dir.assert_durable(&ledger, &(ack, end, recovery_end));
             if recovered {
                 break;
             }
@@ -396,10 +399,10 @@ fn the_process_may_end_soon_after_a_failed_operation() {
         for (failed, end) in
             calls_with(fault, Ack::Journal).flat_map(|failed| (failed + 1..failed + 30).map(move |end| (failed, end)))
         {
-            let (place, ledger) = (Place::new(), RefCell::default());
+            let (test_dir, ledger) = (TestDir::new(), RefCell::default());
             let faults = vec![(failed..failed + 1, fault), crash(end)];
-            place.run(faults, |disk, dir| run(disk, dir, Ack::Journal, &STEPS, &ledger));
-            place.assert_durable(&ledger.into_inner(), &(fault, failed, end));
+            test_dir.run(faults, |disk, dir| run(disk, dir, Ack::Journal, &STEPS, &ledger));
+            test_dir.assert_durable(&ledger.into_inner(), &(fault, failed, end));
         }
     }
 }
@@ -407,13 +410,13 @@ fn the_process_may_end_soon_after_a_failed_operation() {
 #[test]
 fn the_power_may_fail_at_any_operation() {
     for end in 0..calls_of_a_run(Ack::Disk).len() {
-        let (place, ledger) = (Place::new(), RefCell::default());
-        let (script, _) = place.run(vec![crash(end)], |disk, dir| run(disk, dir, Ack::Disk, &STEPS, &ledger));
+        let (test_dir, ledger) = (TestDir::new(), RefCell::default());
+        let (script, _) = test_dir.run(vec![crash(end)], |disk, dir| run(disk, dir, Ack::Disk, &STEPS, &ledger));
         let ledger = ledger.into_inner();
         for seed in 0..10 {
-            let place = place.after_power_cut(&script, &mut Rng::with_seed(seed));
-            ledger.take_again(&place.data_dir());
-            place.assert_durable(&ledger, &(end, seed));
+            let test_dir = test_dir.after_power_cut(&script, &mut Rng::with_seed(seed));
+            ledger.remove_taken(&test_dir.data_dir());
+            test_dir.assert_durable(&ledger, &(end, seed));
         }
     }
 }
@@ -423,7 +426,7 @@ fn the_power_may_fail_at_any_operation() {
 struct Plan {
     steps: Vec<Step>,
     faults: Faults,
-    /// If the process ends early, the power fails as well. The seed decides what is left.
+    /// If set and the process ends early, the power fails as well. The seed decides which unsynced changes survive.
     power_cut: Option<u64>,
 }
 
@@ -454,15 +457,15 @@ proptest! {
         plans in proptest::collection::vec(plan(), 1..4),
         ack in proptest::sample::select(&[Ack::Memory, Ack::Journal, Ack::Disk][..]),
     ) {
-        let (mut place, ledger) = (Place::new(), RefCell::new(Ledger::default()));
+        let (mut test_dir, ledger) = (TestDir::new(), RefCell::new(Ledger::default()));
         for plan in &plans {
             let before = ledger.borrow().acknowledged.clone();
             let (script, survived) =
-                place.run(plan.faults.clone(), |disk, dir| run(disk, dir, ack, &plan.steps, &ledger));
+                test_dir.run(plan.faults.clone(), |disk, dir| run(disk, dir, ack, &plan.steps, &ledger));
             let power_cut = plan.power_cut.filter(|_| !survived);
             if let Some(seed) = power_cut {
-                place = place.after_power_cut(&script, &mut Rng::with_seed(seed));
-                ledger.borrow().take_again(&place.data_dir());
+                test_dir = test_dir.after_power_cut(&script, &mut Rng::with_seed(seed));
+                ledger.borrow().remove_taken(&test_dir.data_dir());
             }
             let is_guaranteed = match ack {
                 Ack::Memory => survived,
@@ -473,6 +476,6 @@ proptest! {
                 ledger.borrow_mut().acknowledged = before;
             }
         }
-        place.assert_durable(&ledger.into_inner(), &(ack, plans));
+        test_dir.assert_durable(&ledger.into_inner(), &(ack, plans));
     }
 }

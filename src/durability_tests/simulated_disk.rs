@@ -1,7 +1,7 @@
 //! A model of a disk that loses power.
 //!
-//! It records file operations. From the record it can create the directory that a power failure would leave: everything
-//! that was synced, and a random part of the rest.
+//! The model records file operations. From the record it can create a directory as a power failure could leave it: with
+//! all changes that were synced, and a random part of the other changes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ use crate::store::Call;
 pub(super) struct SimulatedDisk {
     root: PathBuf,
     dirs: HashMap<PathBuf, Dir>,
-    files: Vec<Bytes>,
+    files: Vec<FileContent>,
     /// The index in `files` by inode number.
     by_inode: HashMap<u64, usize>,
     /// Number of renames so far.
@@ -50,7 +50,7 @@ struct NameChange {
 }
 
 #[derive(Debug, Default)]
-struct Bytes {
+struct FileContent {
     now: Vec<u8>,
     on_disk: Vec<u8>,
     /// Changes that are not synced.
@@ -82,7 +82,7 @@ impl SimulatedDisk {
                 Entry::Dir
             } else {
                 let now = fs::read(&path).unwrap();
-                self.new_file(&path, Bytes { on_disk: now.clone(), now, ..Bytes::default() })
+                self.new_file(&path, FileContent { on_disk: now.clone(), now, ..FileContent::default() })
             };
             entries.insert(path, entry);
         }
@@ -90,14 +90,14 @@ impl SimulatedDisk {
         self.dirs.insert(dir.to_owned(), dir_now);
     }
 
-    fn new_file(&mut self, path: &Path, bytes: Bytes) -> Entry {
+    fn new_file(&mut self, path: &Path, bytes: FileContent) -> Entry {
         self.files.push(bytes);
         let index = self.files.len() - 1;
         self.by_inode.insert(fs::symlink_metadata(path).unwrap().ino(), index);
         Entry::File(index)
     }
 
-    fn file(&mut self, file: &File) -> &mut Bytes {
+    fn file(&mut self, file: &File) -> &mut FileContent {
         &mut self.files[self.by_inode[&file.metadata().unwrap().ino()]]
     }
 
@@ -118,7 +118,7 @@ impl SimulatedDisk {
                 self.change_name(path, Some(Entry::Dir), None);
             }
             Call::Create(path) => {
-                let file = self.new_file(path, Bytes::default());
+                let file = self.new_file(path, FileContent::default());
                 self.change_name(path, Some(file), None);
             }
             Call::Allocate(file) | Call::Write(file) => {
@@ -148,8 +148,8 @@ impl SimulatedDisk {
         }
     }
 
-    /// Makes the first `len` pending changes of a directory durable, and with each rename also its other change and what
-    /// precedes that.
+    /// Makes the first `len` pending changes of a directory durable. If one of them is one half of a rename, also makes
+    /// the other half durable, with all changes before it in its directory.
     fn sync_names(&mut self, path: &Path, len: usize) {
         let Some(dir) = self.dirs.get_mut(path) else { return };
         let changes: Vec<_> = dir.pending.drain(..len).collect();
@@ -179,24 +179,25 @@ impl SimulatedDisk {
 
     /// Whether a name would survive a power failure.
     pub(super) fn is_durable(&self, path: &Path) -> bool {
-        self.dirs.get(path.parent().unwrap()).is_some_and(|dir| {
-            dir.on_disk.contains_key(path) && dir.pending.iter().all(|change| change.path != path)
-        })
+        self.dirs
+            .get(path.parent().unwrap())
+            .is_some_and(|dir| dir.on_disk.contains_key(path) && dir.pending.iter().all(|change| change.path != path))
     }
 
-    /// Creates in `to` what a power failure leaves: everything that was synced, and a random part of the rest.
-    pub(super) fn cut_power(&self, to: &Path, chance: &mut Rng) {
-        let renames: Vec<_> = (0..=self.renames).map(|_| chance.bool()).collect();
-        self.survive(&self.root, to, &renames, chance);
+    /// Creates in `to` a copy as a power failure could leave it: with all changes that were synced, and a random part
+    /// of the other changes.
+    pub(super) fn cut_power(&self, to: &Path, rng: &mut Rng) {
+        let renames: Vec<_> = (0..=self.renames).map(|_| rng.bool()).collect();
+        self.copy_survivors(&self.root, to, &renames, rng);
     }
 
-    /// `renames` says which renames survive.
-    fn survive(&self, dir: &Path, to: &Path, renames: &[bool], chance: &mut Rng) {
+    /// Copies the surviving part of `dir` to `to`. Rename number `n` survives if `renames[n]` is true.
+    fn copy_survivors(&self, dir: &Path, to: &Path, renames: &[bool], rng: &mut Rng) {
         let dir = &self.dirs[dir];
         let mut entries = dir.on_disk.clone();
-        let kept = chance.u8(..=4);
+        let quarters = rng.u8(..=4);
         for NameChange { path, entry, rename } in &dir.pending {
-            if !rename.map_or_else(|| some(kept, chance), |rename| renames[rename]) {
+            if !rename.map_or_else(|| survives(quarters, rng), |rename| renames[rename]) {
                 continue;
             }
             match entry {
@@ -207,22 +208,22 @@ impl SimulatedDisk {
         for (path, entry) in entries {
             let to = to.join(path.file_name().unwrap());
             match entry {
-                Entry::File(index) => fs::write(to, self.files[index].survive(chance)).unwrap(),
+                Entry::File(index) => fs::write(to, self.files[index].survivors(rng)).unwrap(),
                 Entry::Dir => {
                     fs::create_dir(&to).unwrap();
-                    self.survive(&path, &to, renames, chance);
+                    self.copy_survivors(&path, &to, renames, rng);
                 }
             }
         }
     }
 }
 
-/// Whether an unsynced change survives: with `kept` 0 none does, with 4 all do.
-fn some(kept: u8, chance: &mut Rng) -> bool {
-    kept > 0 && chance.u8(0..4) < kept
+/// Whether an unsynced change survives. The probability is `quarters` / 4.
+fn survives(quarters: u8, rng: &mut Rng) -> bool {
+    quarters > 0 && rng.u8(0..4) < quarters
 }
 
-impl Bytes {
+impl FileContent {
     fn change_to(&mut self, now: Vec<u8>) {
         let differs = |index: &usize| now.get(*index).unwrap_or(&0) != self.now.get(*index).unwrap_or(&0);
         let at = (0..now.len()).find(differs).unwrap_or(0);
@@ -231,14 +232,14 @@ impl Bytes {
         self.now = now;
     }
 
-    fn survive(&self, chance: &mut Rng) -> Vec<u8> {
+    fn survivors(&self, rng: &mut Rng) -> Vec<u8> {
         let mut bytes = self.on_disk.clone();
-        let kept = chance.u8(..=4);
+        let quarters = rng.u8(..=4);
         for change in self.lost.iter().chain(&self.pending) {
-            if some(kept, chance) {
+            if survives(quarters, rng) {
                 // A write may be torn at any byte.
-                let taken = if chance.bool() { change.bytes.len() } else { chance.usize(..=change.bytes.len()) };
-                change.apply(&mut bytes, taken);
+                let written = if rng.bool() { change.bytes.len() } else { rng.usize(..=change.bytes.len()) };
+                change.apply(&mut bytes, written);
             }
         }
         bytes
@@ -246,8 +247,8 @@ impl Bytes {
 }
 
 impl Change {
-    fn apply(&self, to: &mut Vec<u8>, taken: usize) {
+    fn apply(&self, to: &mut Vec<u8>, written: usize) {
         to.resize(to.len().max(self.len), 0);
-        to[self.at..self.at + taken].copy_from_slice(&self.bytes[..taken]);
+        to[self.at..self.at + written].copy_from_slice(&self.bytes[..written]);
     }
 }

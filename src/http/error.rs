@@ -165,7 +165,7 @@ impl ApiError {
                 "Idempotency key not valid",
                 format!("{reason}: send another key, such as a UUID, or none."),
             ),
-            Self::SameAsFirst(first) => return first.problem(),
+            Self::SameAsFirst(first) => first.problem(),
             Self::ContentType { .. } => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported-type",

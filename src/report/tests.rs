@@ -1,4 +1,4 @@
-//! Tests of the checks, against examples and against serde_json values.
+//! Tests of the report checks: examples, and comparisons with serde_json.
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -9,7 +9,7 @@ fn at(line: usize, column: usize) -> Position {
     Position { line, column }
 }
 
-/// The lines, and whether they are the body's own bytes.
+/// The lines of a valid body, and whether they borrow from the body.
 fn lines(body: &str) -> (Vec<String>, bool) {
     let reports = Reports::check(body.as_bytes()).unwrap_or_else(|invalid| panic!("{body:?}: {invalid}"));
     let lines: Vec<_> = std::str::from_utf8(reports.as_bytes()).unwrap().split('\n').map(str::to_owned).collect();
@@ -17,7 +17,7 @@ fn lines(body: &str) -> (Vec<String>, bool) {
     (lines, matches!(reports.lines, Cow::Borrowed(_)))
 }
 
-/// The fault of a body that is no batch.
+/// The fault of an invalid body that is not a batch.
 fn fault(body: &[u8]) -> Fault {
     let invalid = Reports::check(body).unwrap_err();
     assert_eq!(invalid.element, None, "{invalid}");
@@ -25,12 +25,12 @@ fn fault(body: &[u8]) -> Fault {
 }
 
 #[test]
-fn an_object_is_kept_byte_for_byte() {
+fn an_object_on_one_line_is_not_changed() {
     for body in [
         r"{}",
         r#"{"a":1,"a":2}"#,
         r#"{ "n" : [ 1e999, -0.0, 12345678901234567890123 ] , "s":"\u0000\ud800 é 💡"}"#,
-        "{\"separators that are no line breaks\":\"\u{2028}\u{2029}\u{85}\"}",
+        "{\"separators that are not line breaks\":\"\u{2028}\u{2029}\u{85}\"}",
     ] {
         let report = Reports::check(body.as_bytes()).unwrap();
         assert_eq!(report.as_bytes(), body.as_bytes());
@@ -40,28 +40,28 @@ fn an_object_is_kept_byte_for_byte() {
 }
 
 #[test]
-fn white_space_around_goes_and_line_breaks_within_become_spaces() {
+fn outer_white_space_is_removed_and_inner_line_breaks_become_spaces() {
     let report = Reports::check(b"\r\n {\r\n\t\"a\": [1,\n2],\r\"b\":\"\\n\"\n} \t\n").unwrap();
     assert_eq!(report.as_bytes(), b"{  \t\"a\": [1, 2], \"b\":\"\\n\" }");
 }
 
 #[test]
-fn a_body_without_anything_is_empty() {
+fn a_body_of_only_white_space_is_empty() {
     assert_eq!(fault(b""), Fault::Empty);
     assert_eq!(fault(b" \r\n\t"), Fault::Empty);
 }
 
 #[test]
-fn bytes_that_are_not_utf8_are_found_wherever_they_are() {
+fn invalid_utf8_is_refused_with_its_position() {
     assert_eq!(fault(b"{\"a\":\"\xff\"}"), Fault::NotUtf8(at(1, 7)));
     assert_eq!(fault(b"{\n\"\xc3\"}"), Fault::NotUtf8(at(2, 2)));
-    // CESU-8 surrogates and overlong forms
+    // A surrogate (CESU-8) and an overlong form.
     assert!(matches!(fault(b"{\"a\":\"\xed\xa0\x80\"}"), Fault::NotUtf8(_)));
     assert!(matches!(fault(b"{\"a\":\"\xc0\xaf\"}"), Fault::NotUtf8(_)));
 }
 
 #[test]
-fn what_is_not_json_is_refused_with_the_position_of_the_fault() {
+fn invalid_json_is_refused_with_the_position_of_the_fault() {
     for (body, line, column) in [
         (&b"hello"[..], 1, 1),
         (b"{\"a\":1", 1, 6),
@@ -96,7 +96,7 @@ fn what_is_not_json_is_refused_with_the_position_of_the_fault() {
 }
 
 #[test]
-fn json_that_is_no_object_is_told_what_it_is() {
+fn json_that_is_not_an_object_is_refused_with_the_type_that_was_found() {
     for (body, found) in
         [(&b"\"{}\""[..], "a string"), (b"true", "a boolean"), (b"null", "null"), (b"-12.5", "a number")]
     {
@@ -106,7 +106,7 @@ fn json_that_is_no_object_is_told_what_it_is() {
 }
 
 #[test]
-fn depth_is_bounded_and_brackets_within_strings_do_not_count() {
+fn depth_is_limited_and_brackets_within_strings_do_not_count() {
     let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
     assert!(Reports::check(nested(MAX_DEPTH).as_bytes()).is_ok());
     assert!(serde_json::from_str::<Value>(&nested(MAX_DEPTH)).is_ok());
@@ -120,7 +120,7 @@ fn depth_is_bounded_and_brackets_within_strings_do_not_count() {
     assert!(Reports::check(strings.as_bytes()).is_ok());
 }
 
-/// The depth of a value, and with it what [`too_deep`] should say, found another way.
+/// The depth of a value. The reference implementation for [`too_deep`].
 fn depth(value: &Value) -> usize {
     match value {
         Value::Array(values) => 1 + values.iter().map(depth).max().unwrap_or(0),
@@ -139,37 +139,37 @@ fn very_deep_nesting_does_not_exhaust_the_stack() {
 }
 
 #[test]
-fn an_array_of_objects_becomes_as_many_lines() {
+fn each_object_in_an_array_becomes_one_line() {
     assert_eq!(lines(r#"[{"a":1},{"b":[{}, 2]}]"#).0, [r#"{"a":1}"#, r#"{"b":[{}, 2]}"#]);
     assert_eq!(lines("\n[ {} ,\n{\r\n\"a\":\n1}\t]\r\n").0, ["{}", "{  \"a\": 1}"]);
-    assert_eq!(lines(" [ {\"a\":1} ] "), (vec!["{\"a\":1}".to_owned()], true), "one is a piece of the body");
+    assert_eq!(lines(" [ {\"a\":1} ] "), (vec!["{\"a\":1}".to_owned()], true), "a single object is not copied");
     assert_eq!(fault(b" [ ] "), Fault::Empty);
 }
 
 #[test]
-fn objects_that_each_begin_on_a_new_line_become_as_many_lines() {
+fn each_object_that_begins_on_a_new_line_becomes_one_line() {
     let two = vec!["{\"a\":1}".to_owned(), "{}".to_owned()];
     for body in ["{\"a\":1}\n{}", "{\"a\":1}\n{}\n", "\n\n {\"a\":1}\n{} "] {
-        assert_eq!(lines(body), (two.clone(), true), "{body:?} is not copied");
+        assert_eq!(lines(body), (two.clone(), true), "{body:?} must not be copied");
     }
     for body in ["{\"a\":1}\r\n{}\r\n", "{\"a\":1}\n\n{}", "{\"a\":1}\n {}", "{\"a\":1} \n{}"] {
-        assert_eq!(lines(body), (two.clone(), false), "{body:?}");
+        assert_eq!(lines(body), (two.clone(), false), "{body:?} must be copied");
     }
     assert_eq!(lines("{}\n{\n}\n{}\n\n{}").0, ["{}", "{ }", "{}", "{}"]);
 }
 
 #[test]
-fn what_comes_out_needs_no_more_room_than_the_body_took() {
+fn the_lines_are_never_longer_than_the_body() {
     for body in ["[{},{},{}]", "{}\n\n{}\n{}", "[{\n},{}]", "{\n}"] {
         let reports = Reports::check(body.as_bytes()).unwrap();
         assert!(reports.as_bytes().len() <= body.len());
-        let Cow::Owned(lines) = reports.lines else { panic!("{body:?} is not copied") };
+        let Cow::Owned(lines) = reports.lines else { panic!("{body:?} must be copied") };
         assert!(lines.capacity() <= body.len() + 1, "{body:?}: {}", lines.capacity());
     }
 }
 
 #[test]
-fn the_fault_of_a_batch_is_told_with_its_element_and_its_place_in_the_body() {
+fn a_fault_in_a_batch_is_reported_with_its_element_and_its_position_in_the_body() {
     let deep = format!("{{}}\n{{\"a\":{}{}}}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH));
     for (body, element, line, column) in [
         (&b"[1]"[..], 0, 1, 2),
@@ -191,7 +191,7 @@ fn the_fault_of_a_batch_is_told_with_its_element_and_its_place_in_the_body() {
         (deep.as_bytes(), 1, 2, 132),
     ] {
         let invalid = Reports::check(body).unwrap_err();
-        let told = format!("line {line} column {column}");
+        let position = format!("line {line} column {column}");
         assert_eq!(invalid.element, Some(element), "{:?}: {invalid}", body.escape_ascii().to_string());
         assert_eq!(
             invalid.fault.position(),
@@ -199,12 +199,12 @@ fn the_fault_of_a_batch_is_told_with_its_element_and_its_place_in_the_body() {
             "{:?}: {invalid}",
             body.escape_ascii().to_string()
         );
-        assert!(invalid.to_string().contains(&told), "{invalid}");
+        assert!(invalid.to_string().contains(&position), "{invalid}");
         assert!(invalid.to_string().ends_with(&format!(", in element {element} of the batch")), "{invalid}");
     }
 }
 
-/// White space, with a line break in it if it has to be.
+/// White space, with at least one line break if `with_line_break` is true.
 fn blank(with_line_break: bool) -> impl Strategy<Value = String> {
     let any = "[ \t\r\n]{0,3}";
     if with_line_break { (any, any).prop_map(|(a, b)| format!("{a}\n{b}")).boxed() } else { any.boxed() }
@@ -228,7 +228,7 @@ fn json() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn any_object_is_accepted_and_means_the_same_on_one_line(
+    fn any_object_is_accepted_and_has_the_same_value_on_one_line(
         map in proptest::collection::btree_map(".*", json(), 0..8),
         pretty in any::<bool>(),
     ) {
@@ -243,7 +243,7 @@ proptest! {
     }
 
     #[test]
-    fn a_batch_in_any_layout_gives_the_lines_that_its_objects_give_one_by_one(
+    fn a_batch_in_any_layout_gives_the_same_lines_as_its_objects_one_by_one(
         objects in proptest::collection::vec(
             (proptest::collection::btree_map(".*", json(), 0..4), any::<bool>(), blank(false), blank(true)),
             1..6,
@@ -272,7 +272,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_whatever_make_a_line_that_is_no_report(body in "[\\[\\]{}\",:0-9a-z\\\\ \n\r\t]{0,40}") {
+    fn each_line_of_an_accepted_body_is_a_json_object(body in "[\\[\\]{}\",:0-9a-z\\\\ \n\r\t]{0,40}") {
         if let Ok(reports) = Reports::check(body.as_bytes()) {
             let lines: Vec<_> = reports.as_bytes().split(|byte| *byte == b'\n').collect();
             prop_assert_eq!(lines.len(), reports.count());
@@ -285,17 +285,20 @@ proptest! {
 }
 
 proptest! {
-    // Each case is some kilobytes.
+    // Fewer cases than usual: each case is several kilobytes long.
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn the_depth_that_is_found_is_the_depth(
+    fn the_depth_check_agrees_with_the_reference_implementation(
         below in proptest::collection::vec((json(), any::<bool>(), 0..4_usize), 100..160),
     ) {
-        // Each level holds the next one between brackets that go no deeper.
-        let deep = below.into_iter().fold(Value::Null, |inner, (beside, object, wide)| {
-            let beside = if wide == 0 && depth(&beside) < 3 { beside } else { "]}[{\\\"".repeat(wide).into() };
-            if object { serde_json::json!({ "beside": beside, "inner": inner }) } else { serde_json::json!([beside, inner]) }
+        // Each level contains the next level and a sibling: a shallow value, or a string of brackets.
+        let deep = below.into_iter().fold(Value::Null, |inner, (sibling, object, wide)| {
+            let sibling = if wide == 0 && depth(&sibling) < 3 { sibling } else { "]}[{\\\"".repeat(wide).into() };
+            match object {
+                true => serde_json::json!({ "sibling": sibling, "inner": inner }),
+                false => serde_json::json!([sibling, inner]),
+            }
         });
         let value = serde_json::json!({ "a": deep });
         let found = Reports::check(value.to_string().as_bytes()).map(|_| ());

@@ -11,7 +11,7 @@ use super::disk::Disk;
 use super::disk_error::Describe;
 use super::health::Health;
 use super::journal::{self, Journals};
-use super::temp_file::{TMP_DIR, TempFile};
+use super::temp_file::{self, TMP_DIR, TempFile};
 
 /// The data directory. Several servers may share one.
 #[derive(Debug)]
@@ -50,7 +50,9 @@ impl Store {
         let temp = TempFile::create(&self.disk, &self.path, "probe")?;
         self.disk.sync(temp.file()).describe("sync", temp.path())?;
         let (path, _locked) = temp.into_parts();
-        let renamed = self.tmp_dir().join(format!(".probe.{:08x}.tmp", random_id()));
+        let journals = journal::dir(&self.path);
+        let dir = if journals.exists() { journals } else { self.tmp_dir() };
+        let renamed = dir.join(format!(".probe.{:08x}.tmp", random_id()));
         let done = self.disk.rename_noreplace(&path, &renamed);
         self.disk.discard(if done.is_ok() { &renamed } else { &path });
         done
@@ -62,8 +64,18 @@ impl Store {
     /// Errors of the file system, most often that the disk is full.
     pub fn journals(&self, journal_bytes: usize) -> io::Result<Journals> {
         // The temporary files of a dead server may occupy the space.
-        super::recover::sweep(self);
+        self.sweep();
         Journals::open(&self.disk, &self.path, journal_bytes)
+    }
+
+    /// Removes the temporary files of dead servers. Errors are logged.
+    pub(super) fn sweep(&self) {
+        // The directory of journals contains the file of a probe for a moment.
+        for dir in [self.tmp_dir(), journal::dir(&self.path)] {
+            if let Err(error) = temp_file::sweep(&self.disk, &dir) {
+                tracing::error!(%error, "can't remove the temporary files of a dead server");
+            }
+        }
     }
 
     /// Bytes of disk space that are free for users other than root.

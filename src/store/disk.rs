@@ -15,7 +15,7 @@ use rustix::io::{Errno, pwritev};
 
 use super::disk_error::Describe;
 use super::health::Health;
-#[cfg(test)]
+#[cfg(all(test, not(netwatch_loom)))]
 use crate::durability_tests::Script;
 
 const DIR_MODE: u32 = 0o750;
@@ -37,13 +37,13 @@ const NO_NOREPLACE: [Errno; 3] = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
 pub(crate) struct Disk {
     /// The last error, for `/readyz`.
     pub(super) health: Arc<Health>,
-    #[cfg(test)]
+    #[cfg(all(test, not(netwatch_loom)))]
     script: Option<Arc<Script>>,
 }
 
 /// One file operation and its arguments.
 #[derive(Debug, Clone, Copy)]
-#[cfg_attr(not(test), allow(dead_code, reason = "fault injection reads the arguments"))]
+#[cfg_attr(any(not(test), netwatch_loom), allow(dead_code, reason = "fault injection reads the arguments"))]
 pub(crate) enum Call<'a> {
     List,
     Open,
@@ -62,19 +62,19 @@ pub(crate) enum Call<'a> {
 
 impl Disk {
     /// A disk whose operations are recorded, and fail as `script` says.
-    #[cfg(test)]
+    #[cfg(all(test, not(netwatch_loom)))]
     pub(crate) fn scripted(script: &Arc<Script>) -> Self {
         Self { health: Arc::default(), script: Some(Arc::clone(script)) }
     }
 
     /// Tells whether a name would survive a power failure.
-    #[cfg(test)]
+    #[cfg(all(test, not(netwatch_loom)))]
     pub(crate) fn is_durable(&self) -> impl Fn(&Path) -> bool + use<> {
         let script = self.script.clone();
         move |path| script.as_ref().is_none_or(|script| script.is_durable(path))
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(netwatch_loom)))]
     fn call<T>(&self, call: Call<'_>, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         match &self.script {
             None => run(),
@@ -82,7 +82,7 @@ impl Disk {
         }
     }
 
-    #[cfg(not(test))]
+    #[cfg(any(not(test), netwatch_loom))]
     #[inline(always)]
     fn call<T>(&self, _: Call<'_>, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         call()
@@ -136,7 +136,10 @@ impl Disk {
     /// Creates a directory (mode 0750), unless it exists, and syncs its name. Its parent must exist.
     pub(super) fn create_dir_if_missing(&self, path: &Path) -> io::Result<()> {
         match self.create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match path.is_dir() {
+                true => Ok(()),
+                false => Err(io::Error::from(io::ErrorKind::NotADirectory)).describe("use the directory", path),
+            },
             created => created,
         }
     }
@@ -169,7 +172,7 @@ impl Disk {
 
     /// Writes as many bytes as the kernel accepts in one call, and returns their number.
     pub(super) fn write_at(&self, file: &File, bytes: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        #[cfg(test)]
+        #[cfg(all(test, not(netwatch_loom)))]
         if let Some(bytes) =
             self.script.as_ref().zip(bytes.first()).and_then(|(script, bytes)| script.shortened(file, bytes))
         {
@@ -255,7 +258,7 @@ struct Writer<'a> {
 
 impl Write for Writer<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        #[cfg(test)]
+        #[cfg(all(test, not(netwatch_loom)))]
         let bytes = self.disk.script.as_ref().and_then(|script| script.shortened(self.file, bytes)).unwrap_or(bytes);
         let mut file = self.file;
         self.disk.call(Call::Write(file), || file.write(bytes))

@@ -37,6 +37,6 @@ pub use self::health::Health;
 pub use self::journal::{Journal, Journals};
 pub use self::journal_content::JournalContent;
 pub use self::publish::Staged;
-pub use self::recover::{Recovered, Unrecognized, recover, sweep};
+pub use self::recover::{Recovered, Unrecognized, recover};
 pub use self::report_file::{Compression, compress, decode};
 pub use self::verify::{Verdict, verify};

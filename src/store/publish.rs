@@ -165,7 +165,7 @@ mod tests {
         assert!(report_files(dir.path()).is_empty(), "staged, not published");
         store.publish(&staged, COMPRESSION).unwrap();
         let path = dir.path().join(id.report_file());
-        assert_eq!(report_files(dir.path()), [path.clone()]);
+        assert_eq!(report_files(dir.path()), std::slice::from_ref(&path));
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!((metadata.len(), metadata.nlink()), (staged.bytes, 1));
         assert_eq!(metadata.permissions().mode() & 0o777, 0o640);

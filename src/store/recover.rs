@@ -62,7 +62,7 @@ impl AddAssign for Recovered {
 /// # Errors
 /// If a directory cannot be listed.
 pub fn recover(store: &Store, compression: Compression, unrecognized: &mut Unrecognized) -> io::Result<Recovered> {
-    sweep(store);
+    store.sweep();
     let mut recovered = Recovered::default();
     // Staged files first. Their journals are redundant.
     for path in sorted_paths(&store.disk, &store.tmp_dir())? {
@@ -74,6 +74,8 @@ pub fn recover(store: &Store, compression: Compression, unrecognized: &mut Unrec
     for path in sorted_paths(&store.disk, &journal::dir(&store.path))? {
         match BatchId::of_journal(file_name(&path)) {
             Some(id) => journals.push((path, id)),
+            // Another server is probing the disk.
+            None if TempFile::is_name(file_name(&path)) => {}
             None => {
                 if unrecognized.insert(path.clone()) {
                     tracing::warn!(file = %path.display(), "unrecognized file; ignored");
@@ -108,24 +110,6 @@ fn recover_journals(store: &Store, journals: &[(PathBuf, BatchId)], compression:
         }
         recovered
     })
-}
-
-/// Removes the temporary files of dead servers. Errors are logged.
-pub fn sweep(store: &Store) {
-    let sweep = || {
-        for path in sorted_paths(&store.disk, &store.tmp_dir())? {
-            // The lock is held until the file is removed.
-            if TempFile::is_name(file_name(&path))
-                && let Found::Orphan(_locked) = orphan::lock(&store.disk, &path)?
-            {
-                store.disk.discard(&path);
-            }
-        }
-        Ok::<_, io::Error>(())
-    };
-    if let Err(error) = sweep() {
-        tracing::error!(%error, "can't remove the temporary files of a dead server");
-    }
 }
 
 fn or_retry(result: io::Result<Recovered>, path: &Path) -> Recovered {

@@ -10,6 +10,8 @@ use rustix::fs::{FlockOperation, flock};
 use super::batch_id::{BatchId, random_id};
 use super::disk::Disk;
 use super::disk_error::Describe;
+use super::listing::{file_name, sorted_paths};
+use super::orphan::{self, Found};
 
 /// The directory for files in the making and staged report files, within the data directory.
 pub(super) const TMP_DIR: &str = "tmp";
@@ -77,6 +79,19 @@ impl TempFile {
         };
         parse().is_some()
     }
+}
+
+/// Removes the temporary files without an owner from a directory.
+pub(super) fn sweep(disk: &Disk, dir: &Path) -> io::Result<()> {
+    for path in sorted_paths(disk, dir)? {
+        // The lock is held until the file is removed.
+        if TempFile::is_name(file_name(&path))
+            && let Found::Orphan(_locked) = orphan::lock(disk, &path)?
+        {
+            disk.discard(&path);
+        }
+    }
+    Ok(())
 }
 
 impl Drop for TempFile {

@@ -1,4 +1,4 @@
-//! A real load balancer with the configuration of `deploy/`, in front of two collectors of a test.
+//! A real load balancer with its configuration from `deploy/`, in front of two collectors (servers under test).
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use super::{Client, wait_until};
 
 pub(crate) const ASK_HEALTH: &str = "GET /.well-known/healthcheck.json HTTP/1.1\r\nhost: test\r\n\r\n";
 
-/// Which one.
+/// The load balancer program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     HaProxy,
@@ -31,20 +31,20 @@ pub(crate) struct Balancer {
 }
 
 impl Balancer {
-    /// Starts one with `changes` to its configuration, each from what is there to what shall be there, and waits until
-    /// requests get through.
+    /// Starts a load balancer and waits until it forwards requests. Each of the `changes` replaces the first text with
+    /// the second in the configuration.
     pub(crate) fn start(kind: Kind, collectors: [SocketAddr; 2], changes: &[(&str, &str)]) -> Self {
-        // Again if somebody else has taken the port meanwhile.
-        wait_until("requests get through the load balancer", || {
+        // Retry if another process has opened the port in the meantime.
+        wait_until("the load balancer forwards requests", || {
             let mut balancer = Self::spawn(kind, collectors, changes);
             let answers = |balancer: &Self| {
                 let mut client = Client::try_connect(balancer.address).ok()?;
                 client.try_send(ASK_HEALTH).ok()?;
                 client.try_any_answer().ok().filter(|answer| answer.status == 200)
             };
-            wait_until("it answers or ends", || {
-                let ended = balancer.child.try_wait().unwrap();
-                ended.map(|_| false).or_else(|| answers(&balancer).map(|_| true))
+            wait_until("the load balancer answers or exits", || {
+                let exited = balancer.child.try_wait().unwrap();
+                exited.map(|_| false).or_else(|| answers(&balancer).map(|_| true))
             })
             .then_some(balancer)
         })
@@ -52,7 +52,7 @@ impl Balancer {
 
     fn spawn(kind: Kind, collectors: [SocketAddr; 2], changes: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // For the workers of nginx, which give up root.
+        // The worker processes of nginx run without root and need access to this directory.
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         let [address, stats] = free_addresses();
         let log = File::create(dir.path().join("log")).unwrap();
@@ -69,18 +69,20 @@ impl Balancer {
         Client::try_connect(self.address).unwrap()
     }
 
-    /// Waits until requests go to this collector again. nginx does not tell; but what it holds against a collector, it
-    /// forgets within the `SHUTDOWN_DELAY` of the next one.
+    /// Waits until the load balancer uses this collector, for example after a restart.
+    ///
+    /// Returns at once for nginx, which does not report the state of a collector. nginx uses a failed collector again
+    /// after `fail_timeout`, which is shorter than the `SHUTDOWN_DELAY` of the next restart.
     pub(crate) fn wait_until_used(&self, collector: usize) {
         if self.kind == Kind::HaProxy {
-            let server = format!("collectors,collector-{},", collector + 1);
-            wait_until("HAProxy sees the collector", || {
+            let row = format!("collectors,collector-{},", collector + 1);
+            wait_until("HAProxy reports the collector as up", || {
                 let mut stream = TcpStream::connect(self.stats).unwrap();
                 stream.write_all(b"GET /stats;csv HTTP/1.0\r\n\r\n").unwrap();
                 let mut stats = String::new();
                 stream.read_to_string(&mut stats).unwrap();
                 let mut lines = stats.lines();
-                lines.any(|line| line.starts_with(&server) && line.contains(",UP,")).then_some(())
+                lines.any(|line| line.starts_with(&row) && line.contains(",UP,")).then_some(())
             });
         }
     }
@@ -89,12 +91,12 @@ impl Balancer {
 impl Drop for Balancer {
     fn drop(&mut self) {
         if self.child.try_wait().unwrap().is_none() {
-            // Not by force: nginx has to end its workers first.
+            // SIGTERM and not SIGKILL: nginx must stop its worker processes first.
             kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
             self.child.wait().unwrap();
         }
         if thread::panicking() {
-            eprintln!("log of {:?}:\n{}", self.kind, fs::read_to_string(self.dir.path().join("log")).unwrap());
+            eprintln!("{:?} log:\n{}", self.kind, fs::read_to_string(self.dir.path().join("log")).unwrap());
         }
     }
 }
@@ -104,11 +106,11 @@ fn free_addresses() -> [SocketAddr; 2] {
     listeners.map(|listener| listener.local_addr().unwrap())
 }
 
-/// Writes the configuration with these changes to `dir`.
+/// Writes the configuration `deploy/<name>` with these changes to `dir`.
 fn configure<'a>(dir: &Path, name: &str, changes: impl IntoIterator<Item = (&'a str, &'a str)>) {
     let mut text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)).unwrap();
     for (from, to) in changes {
-        assert!(text.contains(from), "{name} holds no {from:?}");
+        assert!(text.contains(from), "{name} does not contain {from:?}");
         text = text.replace(from, to);
     }
     fs::write(dir.join(name), text).unwrap();
@@ -121,12 +123,12 @@ fn haproxy(
     collectors: [SocketAddr; 2],
     changes: &[(&str, &str)],
 ) -> Command {
-    // Without root, there is nobody else to become.
-    let user = [("    user haproxy\n", ""), ("    group haproxy\n", "")].into_iter();
-    let ours = user.filter(|_| !geteuid().is_root());
-    configure(dir, "haproxy.cfg", changes.iter().copied().chain(ours));
+    // Only root can run HAProxy as another user.
+    let user_lines = [("    user haproxy\n", ""), ("    group haproxy\n", "")].into_iter();
+    let removed = user_lines.filter(|_| !geteuid().is_root());
+    configure(dir, "haproxy.cfg", changes.iter().copied().chain(removed));
     let mut command = Command::new("haproxy");
-    // In the foreground, and with fewer connections: the limit of open files may be low here.
+    // Run in the foreground. Allow fewer connections, because the limit of open files may be low in a test environment.
     command.current_dir(dir).args(["-db", "-n", "400", "-f", "haproxy.cfg"]);
     command.env("LISTEN", address.to_string()).env("STATS", stats.to_string());
     command.env("COLLECTOR_1", collectors[0].to_string()).env("COLLECTOR_2", collectors[1].to_string());
@@ -139,7 +141,7 @@ fn nginx(dir: &Path, address: SocketAddr, collectors: [SocketAddr; 2], changes: 
     let pid = format!("pid {};", dir.join("pid").display());
     let temp = |name| format!("{name}_temp_path {};\n", dir.join(name).display());
     let http = format!("http {{\n{}", ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(temp).concat());
-    let ours = [
+    let test_changes = [
         ("collector-1:8080", &*first),
         ("collector-2:8080", &second),
         ("listen 80 ", &listen),
@@ -149,7 +151,7 @@ fn nginx(dir: &Path, address: SocketAddr, collectors: [SocketAddr; 2], changes: 
         ("worker_rlimit_nofile 16384;", ""),
         ("worker_connections 8192;", "worker_connections 400;"),
     ];
-    configure(dir, "nginx.conf", changes.iter().copied().chain(ours));
+    configure(dir, "nginx.conf", changes.iter().copied().chain(test_changes));
     let mut command = Command::new("nginx");
     command.args(["-g", "daemon off;", "-c", "nginx.conf", "-p"]).arg(dir);
     command

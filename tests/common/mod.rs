@@ -1,6 +1,6 @@
-//! A real server for each test: its own process, port and data directory, and a client that sees every byte.
+//! Test support: a server process with its own port and data directory, and a client that reads raw HTTP answers.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, reason = "each test file uses only some of these items")]
 
 pub(crate) mod balancer;
 
@@ -20,17 +20,17 @@ use serde_json::Value;
 use socket2::SockRef;
 use tempfile::TempDir;
 
-/// How long anything may take that is bound to happen. Only a failing test waits as long.
+/// The time limit of each wait. Only a failing test waits this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The program under test, without any setting from outside.
+/// A command for the program under test, with an empty environment.
 pub(crate) fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_netwatch-server"));
     command.env_clear().current_dir(dir).stdin(Stdio::null());
     command
 }
 
-/// A server with these settings, on a port of its own.
+/// A command for a server with these settings on a free port.
 pub(crate) fn server_command(data_dir: &Path, settings: &[(&str, &str)]) -> Command {
     with_settings(command(&std::env::temp_dir()), data_dir, settings)
 }
@@ -55,7 +55,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a server with these settings and waits until it listens.
+    /// Starts a server with these settings in a new data directory, and waits until the server listens.
     pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = dir.path().join("data/reports");
@@ -64,12 +64,12 @@ impl Server {
         server
     }
 
-    /// The same with a data directory that may be shared.
+    /// Like `start`, but uses this data directory, which several servers can share.
     pub(crate) fn start_in(data_dir: &Path, settings: &[(&str, &str)]) -> Self {
         Self::spawn(data_dir, settings, None)
     }
 
-    /// The same, but nobody reads its log once it listens: the pipe is closed.
+    /// Like `start_in`, but closes the log pipe as soon as the server listens.
     pub(crate) fn start_unheard(data_dir: &Path, settings: &[(&str, &str)]) -> Self {
         let server = Self::spawn(data_dir, settings, Some("listening"));
         wait_until("the log is closed", || server.log.lines.lock().unwrap().1.then_some(()));
@@ -80,7 +80,7 @@ impl Server {
         Self::spawn_from(command(&std::env::temp_dir()), data_dir, settings, last_message)
     }
 
-    /// The same from a command that may do more than to start the program.
+    /// Like `start_in`, but uses this command. Closes the log pipe after a line that contains `last_message`.
     pub(crate) fn spawn_from(
         command: Command,
         data_dir: &Path,
@@ -99,12 +99,12 @@ impl Server {
         Client::try_connect(self.address).unwrap()
     }
 
-    /// Posts one body over a connection of its own.
+    /// Posts one body over a new connection.
     pub(crate) fn post(&self, body: impl AsRef<[u8]>) -> Answer {
         self.connect().post(body)
     }
 
-    /// The same with headers, each line of them with its line break.
+    /// Like `post`, with additional headers. Each header ends with a line break.
     pub(crate) fn post_with(&self, headers: &str, body: impl AsRef<[u8]>) -> Answer {
         self.connect().post_with(headers, body)
     }
@@ -113,12 +113,12 @@ impl Server {
         self.connect().ask(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n"), b"")
     }
 
-    /// Waits for a log line with this message that `wanted` accepts.
+    /// Waits for a log line that has this message and for which `wanted` returns true.
     pub(crate) fn wait_for_log(&self, message: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.log.wait(message, wanted)
     }
 
-    /// How many log lines there are with this message. Once the server has ended, that is all of them.
+    /// The number of log lines with this message. If the server has exited, waits for the end of the log first.
     pub(crate) fn count_in_log(&mut self, message: &str) -> usize {
         if !self.is_running() {
             wait_until("the log ends", || self.log.lines.lock().unwrap().1.then_some(()));
@@ -126,7 +126,7 @@ impl Server {
         self.log.count(message)
     }
 
-    /// All that it has logged, once it has ended.
+    /// Waits until the server has closed its log, and returns the log.
     pub(crate) fn log(&self) -> String {
         wait_until("the log ends", || self.log.lines.lock().unwrap().1.then_some(()));
         self.log.text()
@@ -141,7 +141,7 @@ impl Server {
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        wait_until("the server ends", || self.child.try_wait().unwrap())
+        wait_until("the server exits", || self.child.try_wait().unwrap())
     }
 
     pub(crate) fn try_wait(&mut self) -> Option<ExitStatus> {
@@ -152,22 +152,23 @@ impl Server {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Stops in good order, and returns all lines of all files.
+    /// Shuts the server down, checks that only report files are left, and returns all their lines.
     pub(crate) fn stop(mut self) -> Vec<String> {
         self.signal(Signal::TERM);
         let status = self.wait();
         assert_eq!(status.code(), Some(0), "{}", self.log.text());
         let log = self.log();
         assert!(!log.contains("panicked"), "{log}");
-        let journals = fs::read_dir(self.data_dir.join("journal")).into_iter().flatten();
-        let left = fs::read_dir(&self.data_dir).unwrap().chain(journals).map(|entry| entry.unwrap().path());
-        let left: Vec<_> =
-            left.filter(|path| !path.ends_with("journal") && path.extension() != Some("zst".as_ref())).collect();
-        assert!(left.is_empty(), "{left:?}");
+        let inner = ["journal", "tmp"].map(|dir| fs::read_dir(self.data_dir.join(dir)).into_iter().flatten());
+        let is_file = |path: &PathBuf| path.is_file();
+        let mut leftovers: Vec<_> = inner.into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+        let files = fs::read_dir(&self.data_dir).unwrap().map(|entry| entry.unwrap().path()).filter(is_file);
+        leftovers.extend(files.filter(|path| path.extension() != Some("zst".as_ref())));
+        assert!(leftovers.is_empty(), "{leftovers:?}");
         self.stored()
     }
 
-    /// All lines of the files that are there now.
+    /// All lines of the report files that exist now.
     pub(crate) fn stored(&self) -> Vec<String> {
         stored(&self.data_dir)
     }
@@ -180,17 +181,16 @@ impl Drop for Server {
             self.child.wait().unwrap();
         }
         if thread::panicking() {
-            eprintln!("log of the server:\n{}", self.log.text());
+            eprintln!("server log:\n{}", self.log.text());
         }
     }
 }
 
-/// Report files in a directory, in the order of their names. Anything else there fails the test, but for one that is
-/// in the making.
+/// The report files in a data directory, sorted by name. Panics if the directory contains an unexpected file.
 pub(crate) fn report_files(dir: &Path) -> Vec<PathBuf> {
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = names.filter(|name| !(name.starts_with(".reports-") && name.ends_with(".tmp"))).collect();
-    names.retain(|name| name != "journal" && name != "quarantine");
+    let mut names: Vec<_> = names.collect();
+    names.retain(|name| !["journal", "tmp", "quarantine"].contains(&name.as_str()));
     names.sort();
     assert!(names.iter().all(|name| name.starts_with("reports-") && name.ends_with(".jsonl.zst")), "{names:?}");
     names.into_iter().map(|name| dir.join(name)).collect()
@@ -200,30 +200,30 @@ pub(crate) fn report_files(dir: &Path) -> Vec<PathBuf> {
 pub(crate) fn stored(dir: &Path) -> Vec<String> {
     let text = |file: &PathBuf| String::from_utf8(zstd::decode_all(fs::File::open(file).unwrap()).unwrap()).unwrap();
     let texts: Vec<_> = report_files(dir).iter().map(text).collect();
-    assert!(texts.iter().all(|text| text.ends_with('\n')), "whole lines");
+    assert!(texts.iter().all(|text| text.ends_with('\n')), "a report file does not end with a line break");
     texts.iter().flat_map(|text| text.lines()).map(str::to_owned).collect()
 }
 
-/// Asks again and again until there is a value, with a bound that only a failing test meets.
-pub(crate) fn wait_until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+/// Calls `poll` until it returns a value. Panics after `PATIENCE`.
+pub(crate) fn wait_until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(value) = ask() {
+        if let Some(value) = poll() {
             return value;
         }
-        assert!(Instant::now() < deadline, "waited too long until {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// Processor time that all threads have had.
+/// The processor time that all threads of a process have used.
 pub(crate) fn cpu_time(pid: u32) -> Duration {
-    // The clock of the whole process: it keeps the time of threads that have ended.
+    // The clock of the process includes threads that have ended.
     let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(pid.cast_signed())).unwrap();
     clock.now().unwrap().into()
 }
 
-/// SplitMix64: the same numbers for the same seed.
+/// A SplitMix64 generator: the same seed gives the same numbers.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -236,12 +236,12 @@ impl Random {
     }
 }
 
-/// A number that somebody who runs the tests has set.
+/// The number in an environment variable, if the variable is set.
 pub(crate) fn from_env(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap())
 }
 
-/// One connection.
+/// A client with one connection.
 pub(crate) struct Client {
     stream: BufReader<TcpStream>,
 }
@@ -261,7 +261,7 @@ impl Client {
         self.stream.get_mut().write_all(bytes.as_ref()).unwrap();
     }
 
-    /// A second handle, to send while another thread waits for the answer.
+    /// A second handle to the connection: one thread can send while another waits for the answer.
     pub(crate) fn writer(&self) -> TcpStream {
         self.stream.get_ref().try_clone().unwrap()
     }
@@ -270,7 +270,7 @@ impl Client {
         self.stream.get_mut().write_all(bytes.as_ref())
     }
 
-    /// Has the connection end in a reset (RST), not in good order, when this is dropped.
+    /// When the client is dropped, resets the connection (RST) instead of closing it normally.
     pub(crate) fn reset_on_drop(&self) {
         SockRef::from(self.stream.get_ref()).set_linger(Some(Duration::ZERO)).unwrap();
     }
@@ -280,10 +280,10 @@ impl Client {
         self.answer()
     }
 
-    /// Posts again while there is no room. Nothing is kept of what is refused so, and a disk that makes the server wait
-    /// for a second is no fault of the server.
-    pub(crate) fn post_until_room(&mut self, body: impl AsRef<[u8]>) -> Answer {
-        wait_until("there is room", || Some(self.post(&body)).filter(|answer| !answer.is_full()))
+    /// Posts until the answer is not `buffer-full`. The server stores nothing of a request that it refuses with
+    /// `buffer-full`. A slow disk can fill the buffer for a second, which is not an error of the server.
+    pub(crate) fn post_until_capacity(&mut self, body: impl AsRef<[u8]>) -> Answer {
+        wait_until("the buffer has capacity", || Some(self.post(&body)).filter(|answer| !answer.is_full()))
     }
 
     pub(crate) fn post_with(&mut self, headers: &str, body: impl AsRef<[u8]>) -> Answer {
@@ -302,11 +302,11 @@ impl Client {
         self.try_answer().unwrap()
     }
 
-    /// Reads one answer: `UnexpectedEof` when the connection is closed instead.
+    /// Reads one answer and checks its headers. The error is `UnexpectedEof` if the connection is closed instead.
     pub(crate) fn try_answer(&mut self) -> io::Result<Answer> {
         let answer = self.try_any_answer()?;
         let headers = &answer.headers;
-        // On all of them, but for what hyper answers by itself.
+        // All answers have this header, except those that hyper generates.
         let by_hyper = answer.status == 100 || (headers.get("content-length").is_some_and(|length| length == "0"));
         assert!(
             by_hyper || headers.get("x-content-type-options").is_some_and(|value| value == "nosniff"),
@@ -316,7 +316,7 @@ impl Client {
         Ok(answer)
     }
 
-    /// The same, whoever answers.
+    /// Like `try_answer`, but without the checks. It also reads the answers of a load balancer.
     pub(crate) fn try_any_answer(&mut self) -> io::Result<Answer> {
         let mut line = || {
             let mut line = String::new();
@@ -325,16 +325,16 @@ impl Client {
                 _ => Ok(line.trim_end().to_owned()),
             }
         };
-        // nginx answers a request of HTTP/0.9 without a status.
+        // nginx answers an HTTP/0.9 request without a status line.
         let status = line()?.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.ok_or(io::ErrorKind::InvalidData)?;
         let mut headers = HashMap::new();
         loop {
             let line = line()?;
             let Some((name, value)) = line.split_once(':') else { break };
-            let all: &mut String = headers.entry(name.to_ascii_lowercase()).or_default();
-            *all += if all.is_empty() { "" } else { ", " };
-            *all += value.trim();
+            let values: &mut String = headers.entry(name.to_ascii_lowercase()).or_default();
+            *values += if values.is_empty() { "" } else { ", " };
+            *values += value.trim();
         }
         let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
         let mut body = vec![0; length];
@@ -347,7 +347,7 @@ impl Client {
         self.try_any_answer().unwrap()
     }
 
-    /// Waits until the server closes the connection; what it sends before that is an error.
+    /// Waits until the server closes the connection. Panics if the server sends anything first.
     pub(crate) fn assert_closed(&mut self) {
         match self.stream.read(&mut [0]) {
             Ok(0) => {}
@@ -385,7 +385,7 @@ impl Answer {
     }
 
     pub(crate) fn assert_accepted(&self, reports: usize) {
-        let body = format!(r#"{{"status":"ok","accepted":{reports}}}"#);
+        let body = format!("{{\"status\":\"ok\",\"accepted\":{reports}}}\n");
         assert_eq!((self.status, &self.body), (200, &body));
     }
 
@@ -393,7 +393,7 @@ impl Answer {
         self.status == 503 && self.body.contains(":buffer-full")
     }
 
-    /// Checks that this is a refusal as RFC 9457 has it, and returns its detail.
+    /// Checks that this is an RFC 9457 problem of this type, and returns its detail.
     pub(crate) fn assert_problem(&self, status: u16, name: &str) -> String {
         assert_eq!(self.status, status, "{}", self.body);
         assert_eq!(self.headers["content-type"], "application/problem+json");
@@ -405,23 +405,25 @@ impl Answer {
     }
 }
 
-/// The lines that a server logs, as they come.
+/// The log of a server. A thread collects the lines.
 struct Log {
+    /// The lines so far, and whether the log has ended.
     lines: Mutex<(Vec<String>, bool)>,
     changed: Condvar,
 }
 
 impl Log {
+    /// Reads lines until the end or until a line that contains `last_message`, and then closes `from`.
     fn follow(from: impl Read + Send + 'static, last_message: Option<&'static str>) -> Arc<Self> {
         let log = Arc::new(Self { lines: Mutex::default(), changed: Condvar::new() });
         let writer = Arc::clone(&log);
         thread::spawn(move || {
             let mut lines = BufReader::new(from).lines();
             while let Some(Ok(line)) = lines.next() {
-                let last = last_message.is_some_and(|message| line.contains(message));
+                let is_last = last_message.is_some_and(|message| line.contains(message));
                 writer.lines.lock().unwrap().0.push(line);
                 writer.changed.notify_all();
-                if last {
+                if is_last {
                     break;
                 }
             }
@@ -446,9 +448,9 @@ impl Log {
             if let Some(found) = parsed.find(|line| line["fields"]["message"] == message && wanted(line)) {
                 return found;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!lines.1 && !left.is_zero(), "no log line {message:?} in:\n{}", lines.0.join("\n"));
-            lines = self.changed.wait_timeout(lines, left).unwrap().0;
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            assert!(!lines.1 && !remaining.is_zero(), "no log line {message:?} in:\n{}", lines.0.join("\n"));
+            lines = self.changed.wait_timeout(lines, remaining).unwrap().0;
         }
     }
 
