@@ -61,7 +61,7 @@ impl Maintenance {
     pub fn recover_spilled_after<T>(&self, flush: impl FnOnce() -> T) -> T {
         let flushed = flush();
         let mut unrecognized = Unrecognized::new();
-        while self.recover_once(&mut unrecognized) {
+        while self.buffer.has_spilled() && self.recover_once(&mut unrecognized) {
             thread::sleep(RETRY);
         }
         flushed
@@ -131,6 +131,14 @@ impl Maintenance {
     pub(crate) fn recover_once(&self, unrecognized: &mut Unrecognized) -> bool {
         if let Err(error) = recover(&self.store, self.compression, unrecognized) {
             tracing::error!(%error, "can't look for journals to recover");
+        }
+        if !self.buffer.has_spilled() {
+            return false;
+        }
+        // A file that got its name may not have been synced.
+        if let Err(error) = self.store.sync() {
+            tracing::error!(%error, "can't sync the data directory; retrying");
+            return true;
         }
         self.buffer.remove_published(|id| self.store.is_pending(id))
     }

@@ -77,7 +77,10 @@ pub async fn run(
         () = log_refusals(&app) => {}
         () = stop => {}
     }
-    connections.accept_backlog(listener, &app)?;
+    // From here on, an error must not end this function before the last flush.
+    if let Err(error) = connections.accept_backlog(listener, &app) {
+        tracing::warn!(%error, "can't accept the connections that wait");
+    }
     app.drain();
     connections.closed(config.shutdown_timeout).await;
     app.log_refusals();

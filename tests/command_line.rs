@@ -254,3 +254,20 @@ fn a_failed_write_to_standard_output_is_an_error_and_not_a_panic() {
         assert!(!String::from_utf8(output.stderr).unwrap().contains("panicked"));
     }
 }
+
+#[test]
+fn a_limit_of_the_file_size_is_an_error_and_not_the_end_of_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first journal is larger.
+    let limited = format!("ulimit -f 1024 && exec {}", env!("CARGO_BIN_EXE_netwatch-server"));
+    let mut shell = Command::new("bash");
+    shell
+        .args(["-c", &limited])
+        .env_clear()
+        .env("CONFIG_FILE", "/dev/null")
+        .env("PORT", "0")
+        .env("DATA_DIR", dir.path());
+    let (code, _, error) = run(&mut shell);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("can't allocate") && error.contains("File too large"), "{error}");
+}

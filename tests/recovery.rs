@@ -3,9 +3,9 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -233,4 +233,54 @@ fn verify_of_valid_files_exits_with_0_while_a_server_uses_the_data_directory() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(text(&output.stdout).contains("valid, 1 reports"));
     assert_eq!(run("verify", Path::new("/nowhere")).status.code(), Some(1));
+}
+
+#[test]
+fn verify_skips_everything_that_is_not_a_regular_file() {
+    let dir = with_journal(b"{}\n");
+    let fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    // A FIFO without a writer would block its reader.
+    fifo(&dir.path().join("reports-20261122T150512.000000001Z-00000001.jsonl.zst"));
+    fifo(&dir.path().join("journal/reports-20261122T150512.000000002Z-00000002.jsonl"));
+    symlink("nowhere", dir.path().join("reports-20261122T150512.000000003Z-00000003.jsonl.zst")).unwrap();
+    fs::create_dir(dir.path().join("reports-20261122T150512.000000004Z-00000004.jsonl.zst")).unwrap();
+    let output = run("verify", dir.path());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output.stdout).ends_with("1 files checked, 1 reports, all valid\n"), "{output:?}");
+    assert!(run("recover", dir.path()).status.success());
+}
+
+#[test]
+fn verify_beside_a_consumer_reports_no_missing_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let frame = zstd::encode_all(&b"{}\n"[..], 1).unwrap();
+    let path = |n: u32| dir.path().join(format!("reports-20261122T150512.{n:09}Z-00000001.jsonl.zst"));
+    (0..2_000).for_each(|n| fs::write(path(n), &frame).unwrap());
+    thread::scope(|scope| {
+        let consumer = scope.spawn(|| (0..2_000).rev().for_each(|n| fs::remove_file(path(n)).unwrap()));
+        while !consumer.is_finished() {
+            let output = run("verify", dir.path());
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+        }
+    });
+}
+
+#[test]
+fn files_that_root_creates_belong_to_the_owner_of_the_data_directory() {
+    const OWNER: u32 = 65532;
+    if !rustix::process::geteuid().is_root() {
+        return; // only root can change owners
+    }
+    let dir = with_journal(b"{\"a\":1}\n{\"torn\":");
+    for path in [dir.path().to_owned(), dir.path().join("journal")] {
+        chown(path, Some(OWNER), Some(OWNER)).unwrap();
+    }
+    assert!(run("recover", dir.path()).status.success());
+    let report_file = report_files(dir.path()).pop().unwrap();
+    let quarantine = dir.path().join("quarantine");
+    let copy = quarantine.join(format!("{BATCH_ID}.jsonl"));
+    for path in [report_file, dir.path().join("tmp"), quarantine, copy] {
+        let owner = fs::metadata(&path).unwrap();
+        assert_eq!((owner.uid(), owner.gid()), (OWNER, OWNER), "{}", path.display());
+    }
 }

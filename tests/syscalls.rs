@@ -378,6 +378,36 @@ fn a_sync_that_hangs_blocks_neither_clients_nor_the_shutdown() {
     assert_eq!(server.stored(), ["{\"n\":1}"; 4]);
 }
 
+#[test]
+#[ignore = "requires strace: make faults"]
+fn a_connection_that_cannot_be_accepted_during_the_shutdown_does_not_prevent_the_last_flush() {
+    let mut server = Server::start(&[("ACK", "memory")]);
+    (0..5).for_each(|_| server.post("{\"n\":1}").assert_ok());
+    let faults = Faults::begin(&server, None, &["epoll_ctl:error=ENOMEM"]);
+    let waiting = server.connect();
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log());
+    assert!(faults.end().contains("(INJECTED)"));
+    drop(waiting);
+    assert_eq!(server.stored().len(), 5);
+}
+
+#[test]
+#[ignore = "requires strace: make faults"]
+fn a_recovery_does_not_list_the_report_files() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("journal")).unwrap();
+    fs::write(dir.path().join("journal/reports-20261122T150512.123456789Z-5f3a9c01.jsonl"), "{}\n").unwrap();
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    let mut command = strace(trace.path(), &["getdents64:delay_exit=1"]);
+    let program = recover(dir.path());
+    let output = command.arg(program.get_program()).args(program.get_args()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let traced = fs::read_to_string(trace.path()).unwrap();
+    assert!(traced.contains("/journal>"), "{traced}");
+    assert!(!traced.contains(&format!("{}>", dir.path().display())), "{traced}");
+}
+
 /// All file system calls of the flush thread and of a recovery.
 const CALLS: [&str; 11] =
     ["openat", "flock", "write", "utimensat", "fsync", "rename", "renameat2", "unlink", "close", "mkdir", "getdents64"];

@@ -237,7 +237,7 @@ impl Buffer {
     /// `SPILL_BYTES` permits it. Recovery publishes its journal. Returns `false` if no batch was spilled, also while the
     /// memory of the last spilled batch is still held by tickets: it is about to return.
     fn spill(&self) -> bool {
-        if self.pool.journals.is_none() || self.spilled.is_off() || self.spilled.is_releasing() {
+        if self.pool.journals.is_none() || self.spilled.is_exhausted() || self.spilled.is_releasing() {
             return false;
         }
         let Some(batch) = self.sealed.pop() else { return false };
@@ -260,6 +260,12 @@ impl Buffer {
     pub fn add_staged(&self, id: BatchId) {
         self.spilled.add_staged(id);
         self.pool.maintenance.get().into_iter().for_each(|(_, recovery)| recovery.unpark());
+    }
+
+    /// Whether there are batches that recovery has to publish.
+    #[must_use]
+    pub fn has_spilled(&self) -> bool {
+        !self.spilled.is_empty()
     }
 
     /// Removes spilled batches that recovery has published. `is_pending` says whether a batch still has a journal or a

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, OnceLock};
-use std::thread::Thread;
+use std::thread::{self, Thread};
 use std::time::Instant;
 
 use crossbeam_queue::ArrayQueue;
@@ -110,6 +110,8 @@ impl Pool {
     pub(super) fn wake_flusher(&self) {
         // SeqCst, here and in `Buffer::set_flusher`: a thread that is not registered yet sees the change before it waits.
         fence(Ordering::SeqCst);
-        self.flusher.get().into_iter().for_each(Thread::unpark);
+        // The flush thread does not wake itself, or it would never wait while a batch fails.
+        let is_other = |flusher: &&Thread| flusher.id() != thread::current().id();
+        self.flusher.get().filter(is_other).into_iter().for_each(Thread::unpark);
     }
 }

@@ -22,6 +22,8 @@ struct State {
     batches: Vec<(BatchId, u64)>,
     /// The last batch that was spilled. While it is alive, tickets still hold its memory.
     last: Weak<Batch>,
+    /// A batch did not fit, and no batch was published since.
+    is_exhausted: bool,
 }
 
 impl Spilled {
@@ -29,8 +31,13 @@ impl Spilled {
         Self { max_bytes, state: Mutex::default() }
     }
 
-    pub(super) fn is_off(&self) -> bool {
-        self.max_bytes == 0
+    /// Whether no batch can be spilled: the last one did not fit, and no batch was published since.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.max_bytes == 0 || self.lock().is_exhausted
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().batches.is_empty()
     }
 
     /// Whether the last spilled batch has not returned its memory yet. Then spilling another batch is pointless: the
@@ -43,6 +50,7 @@ impl Spilled {
     pub(super) fn add(&self, batch: Weak<Batch>, id: BatchId, bytes: u64) -> bool {
         let mut state = self.lock();
         if state.bytes() + bytes > self.max_bytes {
+            state.is_exhausted = true;
             return false;
         }
         state.batches.push((id, bytes));
@@ -62,6 +70,7 @@ impl Spilled {
         let published: Vec<_> = batches.into_iter().filter(|id| !is_pending(id)).collect();
         let mut state = self.lock();
         state.batches.retain(|(id, _)| !published.contains(id));
+        state.is_exhausted &= published.is_empty();
         (!published.is_empty(), !state.batches.is_empty())
     }
 

@@ -8,6 +8,7 @@ mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
@@ -42,6 +43,10 @@ type CommandResult = Result<(), Box<dyn std::error::Error>>;
 
 /// Runs the command of this process. Errors go to standard error.
 pub fn run() -> ExitCode {
+    // Beyond RLIMIT_FSIZE, a write must fail like any other write. By default the signal would end the process.
+    if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()) {
+        eprintln!("netwatch-server: can't handle SIGXFSZ: {error}");
+    }
     let result = match Cli::parse().command {
         None => serve::run(),
         Some(Command::Healthcheck) => healthcheck::run(),

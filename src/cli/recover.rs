@@ -9,7 +9,7 @@ use crate::store::{Compression, Recovered, Store, Unrecognized, recover};
 
 pub(super) fn run(dir: Option<PathBuf>) -> CommandResult {
     let config = Config::from_env()?;
-    log::init(&config);
+    let _log = log::init(&config);
     let dir = dir.unwrap_or_else(|| config.data_dir.clone());
     if !dir.is_dir() {
         return Err(format!("there is no directory {}", dir.display()).into());

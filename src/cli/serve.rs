@@ -19,7 +19,7 @@ const SAME_SHUTDOWN: Duration = Duration::from_millis(50);
 
 pub(super) fn run() -> CommandResult {
     let config = Config::from_env()?;
-    log::init(&config);
+    let _log = log::init(&config);
     let store = Store::open(&config.data_dir)?;
     let listener =
         match listen::inherited().map_err(|error| format!("can't listen on the socket of LISTEN_FDS: {error}"))? {
@@ -54,7 +54,7 @@ fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
             let first = Instant::now();
             while timeout_at(first + SAME_SHUTDOWN, either(&mut term, &mut int)).await.is_ok() {}
             either(&mut term, &mut int).await;
-            tracing::error!("second signal; exiting at once, reports that are not on disk are lost");
+            // Without a word in the log: nothing may come between a signal and its effect.
             std::process::exit(1);
         });
     })

@@ -39,7 +39,7 @@ impl Fault {
             Self::Fails(Errno::NOSPC) => !["list", "open", "read", "remove", "set modified"].contains(&call),
             // The standard library retries the other operations.
             Self::Fails(Errno::INTR) => ["allocate", "write"].contains(&call),
-            Self::Denies(_) => ["create dir", "link", "rename", "remove"].contains(&call),
+            Self::Denies(_) => ["create dir", "rename", "remove"].contains(&call),
             Self::Short => call == "write",
             // A panic can drop the owner of a file, which removes the file. A second panic would abort the process.
             Self::Panics => call != "remove",
@@ -61,7 +61,6 @@ impl Call<'_> {
             Call::SetModified => "set modified",
             Call::Sync(_) => "sync",
             Call::SyncDir(_) => "sync dir",
-            Call::Link(..) => "link",
             Call::Rename(..) => "rename",
             Call::Remove(_) => "remove",
         }
@@ -88,6 +87,13 @@ impl Script {
     /// Records all operations below `root`. The present content of `root` counts as synced.
     pub(crate) fn new(root: &Path, faults: Vec<(Range<usize>, Fault)>) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State { faults, calls: vec![], is_dead: false, disk: SimulatedDisk::of(root) })))
+    }
+
+    /// A script for the next process after `crashed`, in the same directory. What that process did not sync is still not
+    /// synced.
+    pub(crate) fn after(crashed: &Self, faults: Vec<(Range<usize>, Fault)>) -> Arc<Self> {
+        let disk = crashed.state().disk.clone();
+        Arc::new(Self(Mutex::new(State { faults, calls: vec![], is_dead: false, disk })))
     }
 
     /// The [names](Call::name) of the operations so far.

@@ -144,13 +144,19 @@ impl TestDir {
     /// whether `work` reached its end.
     fn run(&self, faults: Faults, work: impl FnOnce(Disk, &Path)) -> (Arc<Script>, bool) {
         let script = Script::new(self.root(), faults);
-        let ended = panic::catch_unwind(AssertUnwindSafe(|| work(Disk::scripted(&script), &self.data_dir())));
+        let survived = self.run_script(&script, work);
+        (script, survived)
+    }
+
+    /// Runs `work` on the data directory. Returns whether the process reached the end.
+    fn run_script(&self, script: &Arc<Script>, work: impl FnOnce(Disk, &Path)) -> bool {
+        let ended = panic::catch_unwind(AssertUnwindSafe(|| work(Disk::scripted(script), &self.data_dir())));
         let survived = ended.map_err(|panic| {
             if !panic.is::<Crashed>() {
                 panic::resume_unwind(panic);
             }
         });
-        (script, survived.is_ok())
+        survived.is_ok()
     }
 
     /// A copy of the directory as a power failure could leave it.
@@ -417,6 +423,33 @@ fn the_power_may_fail_at_any_operation() {
             let test_dir = test_dir.after_power_cut(&script, &mut Rng::with_seed(seed));
             ledger.remove_taken(&test_dir.data_dir());
             test_dir.assert_durable(&ledger, &(end, seed));
+        }
+    }
+}
+
+#[test]
+fn the_power_may_fail_during_the_recovery_after_a_crash() {
+    for end in 0..calls_of_a_run(Ack::Disk).len() {
+        // Each recovery gets one operation further.
+        for recovery_end in 0.. {
+            let (test_dir, ledger) = (TestDir::new(), RefCell::default());
+            let (crashed, _) = test_dir.run(vec![crash(end)], |disk, dir| run(disk, dir, Ack::Disk, &STEPS, &ledger));
+            // What the crashed process did not sync is still not synced.
+            let script = Script::after(&crashed, vec![crash(recovery_end)]);
+            let recovered = test_dir.run_script(&script, |disk, dir| {
+                if let Ok(store) = Store::open_on(disk, dir) {
+                    recover(&store, COMPRESSION, &mut Unrecognized::new()).unwrap();
+                }
+            });
+            let ledger = ledger.into_inner();
+            for seed in 0..3 {
+                let test_dir = test_dir.after_power_cut(&script, &mut Rng::with_seed(seed));
+                ledger.remove_taken(&test_dir.data_dir());
+                test_dir.assert_durable(&ledger, &(end, recovery_end, seed));
+            }
+            if recovered {
+                break;
+            }
         }
     }
 }

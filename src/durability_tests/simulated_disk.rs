@@ -14,7 +14,7 @@ use fastrand::Rng;
 use crate::store::Call;
 
 /// A tree of directories: its present content, and its content on disk.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct SimulatedDisk {
     root: PathBuf,
     dirs: HashMap<PathBuf, Dir>,
@@ -31,7 +31,7 @@ enum Entry {
     File(usize),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Dir {
     now: BTreeMap<PathBuf, Entry>,
     on_disk: BTreeMap<PathBuf, Entry>,
@@ -49,7 +49,7 @@ struct NameChange {
     rename: Option<usize>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct FileContent {
     now: Vec<u8>,
     on_disk: Vec<u8>,
@@ -59,7 +59,7 @@ struct FileContent {
     lost: Vec<Change>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Change {
     len: usize,
     at: usize,
@@ -133,10 +133,6 @@ impl SimulatedDisk {
             Call::SyncDir(path) => {
                 let len = self.dirs.get(*path).map_or(0, |dir| dir.pending.len());
                 self.sync_names(path, len);
-            }
-            Call::Link(from, to) => {
-                let entry = self.dirs[from.parent().unwrap()].now[*from];
-                self.change_name(to, Some(entry), None);
             }
             Call::Rename(from, to) => {
                 let entry = self.dirs[from.parent().unwrap()].now[*from];

@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::Access;
 
 use super::batch_id::{BatchId, random_id};
 use super::disk::Disk;
@@ -20,7 +23,7 @@ pub struct Store {
     pub(super) disk: Disk,
     /// Handles of staged files that could neither be completed nor removed. Their locks keep recovery away from these
     /// files until the batch is staged again.
-    pub(super) incomplete: Mutex<HashMap<BatchId, File>>,
+    incomplete: Mutex<HashMap<BatchId, File>>,
 }
 
 impl Store {
@@ -55,7 +58,15 @@ impl Store {
         let renamed = dir.join(format!(".probe.{:08x}.tmp", random_id()));
         let done = self.disk.rename_noreplace(&path, &renamed);
         self.disk.discard(if done.is_ok() { &renamed } else { &path });
-        done
+        done?;
+        // Report files are renamed to the data directory. Without a file there, their rename can only be checked.
+        let access = rustix::fs::access(&self.path, Access::WRITE_OK | Access::EXEC_OK);
+        access.map_err(io::Error::from).describe("create files in", &self.path)?;
+        let device = |path: &Path| path.metadata().map(|metadata| metadata.dev()).describe("inspect", path);
+        match device(&self.path)? == device(&dir)? && device(&dir)? == device(&self.tmp_dir())? {
+            true => Ok(()),
+            false => Err(io::Error::from(io::ErrorKind::CrossesDevices)).describe("rename files from", &self.tmp_dir()),
+        }
     }
 
     /// Creates the journals of one server, each of `journal_bytes`.
@@ -72,9 +83,7 @@ impl Store {
     pub(super) fn sweep(&self) {
         // The directory of journals contains the file of a probe for a moment.
         for dir in [self.tmp_dir(), journal::dir(&self.path)] {
-            if let Err(error) = temp_file::sweep(&self.disk, &dir) {
-                tracing::error!(%error, "can't remove the temporary files of a dead server");
-            }
+            temp_file::sweep(&self.disk, &dir);
         }
     }
 
@@ -85,7 +94,11 @@ impl Store {
     pub fn free_bytes(&self) -> io::Result<u64> {
         let disk =
             rustix::fs::statvfs(&self.path).map_err(io::Error::from).describe("inspect the disk of", &self.path)?;
-        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+        match disk.f_blocks {
+            // The file system has no fixed size, such as ramfs.
+            0 => Ok(u64::MAX),
+            _ => Ok(disk.f_bavail.saturating_mul(disk.f_frsize)),
+        }
     }
 
     /// Syncs the names of all report files. The call may be repeated after an error.
@@ -108,6 +121,10 @@ impl Store {
     #[must_use]
     pub fn health(&self) -> &Health {
         &self.disk.health
+    }
+
+    pub(super) fn incomplete(&self) -> MutexGuard<'_, HashMap<BatchId, File>> {
+        self.incomplete.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn tmp_dir(&self) -> PathBuf {

@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -55,7 +55,6 @@ pub(crate) enum Call<'a> {
     SetModified,
     Sync(&'a File),
     SyncDir(&'a Path),
-    Link(&'a Path, &'a Path),
     Rename(&'a Path, &'a Path),
     Remove(&'a Path),
 }
@@ -93,14 +92,29 @@ impl Disk {
         self.call(Call::List, || fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect()).describe("list", path)
     }
 
+    /// Opens a regular file to read it. Another server or a user may have put anything there: everything that is not a
+    /// regular file counts as `NotFound`, and a FIFO does not block.
     pub(super) fn open(&self, path: &Path) -> io::Result<File> {
-        self.call(Call::Open, || File::open(path)).describe("open", path)
+        self.open_regular(path, OpenOptions::new().read(true)).describe("open", path)
     }
 
-    /// Opens a path that may be anything. A FIFO does not block, and a symbolic link is an error.
-    pub(super) fn open_warily(&self, path: &Path) -> io::Result<File> {
+    /// Opens a regular file to lock it, as [`open`](Self::open) does. NFS grants exclusive locks only on files that are
+    /// open for writing.
+    pub(super) fn open_to_lock(&self, path: &Path) -> io::Result<File> {
+        self.open_regular(path, OpenOptions::new().read(true).write(true)).describe("open", path)
+    }
+
+    fn open_regular(&self, path: &Path, options: &mut OpenOptions) -> io::Result<File> {
         let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
-        self.call(Call::Open, || OpenOptions::new().read(true).custom_flags(flags).open(path)).describe("open", path)
+        let not_regular = [Errno::LOOP, Errno::ISDIR, Errno::NXIO].map(Errno::raw_os_error);
+        self.call(Call::Open, || match options.custom_flags(flags).open(path) {
+            Ok(file) if file.metadata()?.is_file() => Ok(file),
+            Ok(_) => Err(io::ErrorKind::NotFound.into()),
+            Err(error) if error.raw_os_error().is_some_and(|errno| not_regular.contains(&errno)) => {
+                Err(io::ErrorKind::NotFound.into())
+            }
+            Err(error) => Err(error),
+        })
     }
 
     /// Reads a whole file, which was opened from `path`.
@@ -145,15 +159,41 @@ impl Disk {
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        let create = || DirBuilder::new().mode(DIR_MODE).create(path);
+        let create = || {
+            DirBuilder::new().mode(DIR_MODE).create(path)?;
+            self.inherit_owner(path)
+        };
         self.call(Call::CreateDir(path), create).describe("create the directory", path)?;
         parent(path).map_or(Ok(()), |parent| self.sync_dir(parent))
     }
 
     /// Creates a file (mode 0640). An existing file is an error.
     pub(super) fn create(&self, path: &Path) -> io::Result<File> {
-        let options = || OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path);
-        self.call(Call::Create(path), options).describe("create", path)
+        let create = || {
+            let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
+            match self.inherit_owner(path) {
+                Ok(()) => Ok(file),
+                Err(error) => {
+                    fs::remove_file(path)?;
+                    Err(error)
+                }
+            }
+        };
+        self.call(Call::Create(path), create).describe("create", path)
+    }
+
+    /// Gives a new file or directory the owner of its directory. Only root can do that, and only root needs it: a command
+    /// that root runs must not create files that the server cannot use.
+    fn inherit_owner(&self, path: &Path) -> io::Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let Some(parent) = parent(path) else { return Ok(()) };
+        let owner = fs::metadata(parent)?;
+        match owner.uid() {
+            0 => Ok(()),
+            uid => lchown(path, Some(uid), Some(owner.gid())),
+        }
     }
 
     /// Preallocates `bytes` of a file. They are zeros until they are written.
@@ -205,11 +245,6 @@ impl Disk {
         self.call(Call::SyncDir(path), || File::open(path)?.sync_all()).describe("sync the directory", path)
     }
 
-    /// Gives a file a second name. An existing file is an error.
-    pub(super) fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.call(Call::Link(from, to), || fs::hard_link(from, to)).describe("link a file to", to)
-    }
-
     /// Moves a file. An existing file is replaced.
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.call(Call::Rename(from, to), || fs::rename(from, to)).describe("rename a file to", to)
@@ -219,11 +254,13 @@ impl Disk {
     pub(super) fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
         let rename = || Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?);
         match self.call(Call::Rename(from, to), rename) {
-            // File systems without this flag, such as NFS. A crash between the two calls leaves both names. Recovery then
-            // finds a staged file that is published already.
+            // File systems without this flag, such as NFS. Names contain random numbers, and the lock of a batch excludes
+            // other publishers, so no file appears between the check and the rename.
             Err(error) if NO_NOREPLACE.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) => {
-                self.link(from, to)?;
-                self.remove(from)
+                match to.symlink_metadata() {
+                    Ok(_) => Err(io::Error::from(io::ErrorKind::AlreadyExists)).describe("rename a file to", to),
+                    Err(_) => self.rename(from, to),
+                }
             }
             renamed => renamed.describe("rename a file to", to),
         }

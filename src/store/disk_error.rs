@@ -20,24 +20,28 @@ fn hint(error: &io::Error) -> String {
     }
 }
 
-/// Adds the operation and the path to an error.
+/// Adds the operation and the path to an error, unless it has them already.
 pub(super) trait Describe<T> {
     fn describe(self, operation: &'static str, path: &Path) -> io::Result<T>;
 }
 
 impl<T> Describe<T> for io::Result<T> {
     fn describe(self, operation: &'static str, path: &Path) -> io::Result<T> {
-        self.map_err(|source| {
-            let kind = source.kind();
-            io::Error::new(kind, DiskError { operation, path: path.to_owned(), source })
+        self.map_err(|source| match described(&source) {
+            Some(_) => source,
+            None => io::Error::new(source.kind(), DiskError { operation, path: path.to_owned(), source }),
         })
     }
 }
 
-/// Whether the operating system reported the error, as opposed to a decoder.
-pub(super) fn is_from_system(error: &io::Error) -> bool {
-    let described = error.get_ref().and_then(|inner| inner.downcast_ref::<DiskError>());
-    described.map_or(error, |described| &described.source).raw_os_error().is_some()
+fn described(error: &io::Error) -> Option<&DiskError> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Whether the file could not be read, as opposed to a file that was read and is corrupt.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    let source = described(error).map_or(error, |described| &described.source);
+    source.raw_os_error().is_some() || source.kind() == io::ErrorKind::NotFound
 }
 
 #[cfg(all(test, not(netwatch_loom)))]
@@ -49,12 +53,16 @@ mod tests {
         let denied: io::Result<()> = Err(io::Error::from_raw_os_error(13));
         let error = denied.describe("create", Path::new("/data/x")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
-        assert!(is_from_system(&error));
+        assert!(is_unreadable(&error));
         let text = error.to_string();
         assert!(
             text.starts_with("can't create /data/x: Permission denied (os error 13); the server runs as uid "),
             "{text}"
         );
-        assert!(!is_from_system(&io::Error::other("corrupt")));
+        let twice = Err::<(), _>(error).describe("read", Path::new("/data")).unwrap_err();
+        assert_eq!(twice.to_string(), text, "not described again");
+        assert!(is_unreadable(&twice));
+        let corrupt = Err::<(), _>(io::Error::other("corrupt")).describe("read", Path::new("/data/x")).unwrap_err();
+        assert!(!is_unreadable(&corrupt));
     }
 }

@@ -26,7 +26,7 @@ pub(super) enum Found {
 
 /// Opens and locks the file at `path`, unless it has an owner.
 pub(super) fn lock(disk: &Disk, path: &Path) -> io::Result<Found> {
-    let file = match disk.open_warily(path) {
+    let file = match disk.open_to_lock(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         file => file?,
     };

@@ -10,13 +10,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::batch_id::BatchId;
 use super::data_dir::Store;
-use super::disk_error::{Describe, is_from_system};
+use super::disk_error::{Describe, is_unreadable};
 use super::quarantine;
 use super::report_file::{self, Compression};
 use super::temp_file::TempFile;
@@ -29,7 +29,7 @@ pub struct Staged {
     /// Size of the compressed file.
     pub bytes: u64,
     pub(super) path: PathBuf,
-    pub(super) _locked: File,
+    pub(super) locked: File,
 }
 
 impl Store {
@@ -56,16 +56,18 @@ impl Store {
         let path = self.staged_path(&id);
         // An earlier attempt may have left a file of this name.
         let renamed = self.disk.rename(temp.path(), &path).and_then(|()| self.disk.sync_dir(&self.tmp_dir()));
-        let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = renamed {
             self.disk.discard_any([temp.path(), &path]);
             let (_, file) = temp.into_parts();
-            incomplete.insert(id, file);
+            // If the file is still there, its lock must outlive this call. An earlier file of this name keeps its lock.
+            if is_same_file(&file, &path) {
+                self.incomplete().insert(id, file);
+            }
             return Err(error);
         }
-        incomplete.remove(&id);
+        self.incomplete().remove(&id);
         let (_, file) = temp.into_parts();
-        Ok(Staged { id, bytes, path, _locked: file })
+        Ok(Staged { id, bytes, path, locked: file })
     }
 
     /// Gives a staged report file its final name. An existing file is never replaced. The journal must be removed before.
@@ -85,8 +87,9 @@ impl Store {
     /// journal of a live batch and published a part of it. Then only the missing lines are published, under another id.
     fn publish_missing(&self, staged: &Staged, compression: Compression) -> io::Result<()> {
         let path = self.path.join(staged.id.report_file());
-        let published = match self.disk.open(&path).and_then(report_file::decode) {
-            Err(error) if is_from_system(&error) => return Err(error),
+        let decode = |path| self.disk.open(path).and_then(report_file::decode).describe("read", path);
+        let published = match decode(&path) {
+            Err(error) if is_unreadable(&error) => return Err(error),
             Err(error) => {
                 tracing::error!(file = staged.id.report_file(), %error, "a report file is corrupt; moved to quarantine");
                 quarantine::move_file(self, &path)?;
@@ -94,7 +97,7 @@ impl Store {
             }
             Ok(published) => published,
         };
-        let lines = report_file::decode(self.disk.open(&staged.path)?)?;
+        let lines = decode(&staged.path)?;
         let missing = missing_lines(&lines, &published);
         if !missing.is_empty() {
             let id = staged.id.renamed();
@@ -104,12 +107,18 @@ impl Store {
                 lines = missing.len(),
                 "another server has published a part of this batch: file locks do not work on this volume"
             );
-            let modified = self.disk.open(&staged.path)?.metadata()?.modified()?;
+            let modified = staged.locked.metadata().and_then(|metadata| metadata.modified());
+            let modified = modified.describe("inspect", &staged.path)?;
             let rest = self.stage(id, &missing, modified, compression)?;
             self.disk.rename_noreplace(&rest.path, &self.path.join(id.report_file()))?;
         }
         self.disk.remove(&staged.path)
     }
+}
+
+fn is_same_file(file: &File, path: &Path) -> bool {
+    let ids = file.metadata().and_then(|opened| Ok((opened, path.symlink_metadata()?)));
+    ids.is_ok_and(|(opened, named)| (opened.dev(), opened.ino()) == (named.dev(), named.ino()))
 }
 
 /// The lines that are not in `published`. A line that occurs several times counts as often.
@@ -130,8 +139,7 @@ fn missing_lines<'a>(lines: &'a [u8], published: &'a [u8]) -> Vec<&'a [u8]> {
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    use std::path::Path;
+    use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
     use super::*;

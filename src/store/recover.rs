@@ -16,13 +16,12 @@ use std::io;
 use std::ops::AddAssign;
 use std::panic;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::batch_id::BatchId;
 use super::data_dir::Store;
-use super::disk_error::is_from_system;
+use super::disk_error::{Describe, is_unreadable};
 use super::journal_content::JournalContent;
 use super::listing::{file_name, sorted_paths};
 use super::orphan::{self, Found};
@@ -121,16 +120,18 @@ fn or_retry(result: io::Result<Recovered>, path: &Path) -> Recovered {
 
 fn recover_staged(store: &Store, path: &Path, id: BatchId, compression: Compression) -> io::Result<Recovered> {
     let Found::Orphan(file) = orphan::lock(&store.disk, path)? else { return Ok(Recovered::default()) };
-    let reports = match report_file::count(store.disk.open(path)?) {
+    let reports = match store.disk.open(path).and_then(report_file::count).describe("read", path) {
         Ok(reports) => reports,
         // The disk may work next time.
-        Err(error) if is_from_system(&error) => return Err(error),
+        Err(error) if is_unreadable(&error) => return Err(error),
         Err(error) => {
             tracing::error!(file = %path.display(), %error, "a report file is corrupt; moved to quarantine");
             quarantine::move_file(store, path)?;
             return Ok(Recovered::default());
         }
     };
+    // The owner may have died before it synced the name. Until then, the journal is the durable copy.
+    store.disk.sync_dir(&store.tmp_dir())?;
     let journal = journal::dir(&store.path).join(id.journal());
     match orphan::lock(&store.disk, &journal)? {
         // The owner is about to remove it.
@@ -138,20 +139,20 @@ fn recover_staged(store: &Store, path: &Path, id: BatchId, compression: Compress
         Found::Orphan(_locked) => store.disk.remove(&journal)?,
         Found::Nothing => {}
     }
-    let bytes = file.metadata()?.len();
-    publish(store, &Staged { id, bytes, path: path.to_owned(), _locked: file }, reports, compression)?;
+    let bytes = file.metadata().describe("inspect", path)?.len();
+    publish(store, &Staged { id, bytes, path: path.to_owned(), locked: file }, reports, compression)?;
     Ok(Recovered { batches: 1, reports, ..Recovered::default() })
 }
 
 fn recover_journal(store: &Store, path: &Path, id: BatchId, compression: Compression) -> io::Result<Recovered> {
     let Found::Orphan(file) = orphan::lock(&store.disk, path)? else { return Ok(Recovered::default()) };
     // The owner has released the journal, so it does not stage this batch again.
-    store.incomplete.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    store.incomplete().remove(&id);
     if store.staged_path(&id).exists() {
         // The next recovery takes the staged file.
         return Ok(Recovered::default());
     }
-    let modified = file.metadata()?.modified()?;
+    let modified = file.metadata().and_then(|metadata| metadata.modified()).describe("inspect", path)?;
     let bytes = store.disk.read(&file, path)?;
     let content = JournalContent::of(&bytes);
     let mut recovered = Recovered { batches: 1, ..Recovered::default() };

@@ -81,17 +81,22 @@ impl TempFile {
     }
 }
 
-/// Removes the temporary files without an owner from a directory.
-pub(super) fn sweep(disk: &Disk, dir: &Path) -> io::Result<()> {
-    for path in sorted_paths(disk, dir)? {
-        // The lock is held until the file is removed.
-        if TempFile::is_name(file_name(&path))
-            && let Found::Orphan(_locked) = orphan::lock(disk, &path)?
-        {
-            disk.discard(&path);
+/// Removes the temporary files without an owner from a directory. Errors are logged. A file that fails does not affect the
+/// others.
+pub(super) fn sweep(disk: &Disk, dir: &Path) {
+    let log = |error: io::Error| tracing::error!(%error, "can't remove the temporary files of a dead server");
+    let paths = sorted_paths(disk, dir).unwrap_or_else(|error| {
+        log(error);
+        Vec::new()
+    });
+    for path in paths.into_iter().filter(|path| TempFile::is_name(file_name(path))) {
+        match orphan::lock(disk, &path) {
+            // The lock is held until the file is removed.
+            Ok(Found::Orphan(_locked)) => disk.discard(&path),
+            Ok(Found::Locked | Found::Nothing) => {}
+            Err(error) => log(error),
         }
     }
-    Ok(())
 }
 
 impl Drop for TempFile {

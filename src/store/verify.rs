@@ -32,8 +32,10 @@ pub fn verify(data_dir: &Path, mut report: impl FnMut(Verdict) -> io::Result<()>
     let disk = Disk::default();
     for dir in [data_dir, &data_dir.join(TMP_DIR)] {
         for path in sorted_paths(&disk, dir)? {
-            if BatchId::of_report_file(file_name(&path)).is_some() {
-                report(Verdict { reports: verify_report_file(&disk, &path), path })?;
+            if BatchId::of_report_file(file_name(&path)).is_some()
+                && let Some(reports) = verify_report_file(&disk, &path)
+            {
+                report(Verdict { path, reports })?;
             }
         }
     }
@@ -47,16 +49,20 @@ pub fn verify(data_dir: &Path, mut report: impl FnMut(Verdict) -> io::Result<()>
     Ok(())
 }
 
-fn verify_report_file(disk: &Disk, path: &Path) -> Result<usize, String> {
-    let lines = disk.open(path).and_then(report_file::decode).map_err(|error| error.to_string())?;
-    verdict(&JournalContent::of(&lines))
+/// `None` if the file disappeared, because a consumer took it, or if it is not a regular file.
+fn verify_report_file(disk: &Disk, path: &Path) -> Option<Result<usize, String>> {
+    match disk.open(path).and_then(report_file::decode) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(Err(error.to_string())),
+        Ok(lines) => Some(verdict(&JournalContent::of(&lines))),
+    }
 }
 
+/// `None` if the journal disappeared, because its batch was published, or if it is not a regular file.
 fn verify_journal(disk: &Disk, path: &Path) -> Option<Result<usize, String>> {
     // Checked before the journal is read: an owner that finishes in between then counts as one that still writes.
     let is_in_use = matches!(orphan::lock(disk, path), Ok(Found::Locked | Found::Nothing));
-    match fs::read(path) {
-        // Its owner has published it.
+    match disk.open(path).and_then(|file| disk.read(&file, path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => Some(Err(error.to_string())),
         Ok(bytes) => {

@@ -21,7 +21,7 @@ const LATE_TIMEOUT: Duration = Duration::from_secs(1);
 const GO_AWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum time from a complete body to the answer. It ends the wait for a disk that does not respond.
-pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(in crate::http) const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use crate::buffer::{AppendError, NotDurable, Ticket};
 use crate::http::admission::{Key, Repeats};
 use crate::http::app::App;
 use crate::http::body::{self, Body, Encoding};
-use crate::http::conn::{Connection, RequestContext};
+use crate::http::conn::{COMMIT_TIMEOUT, Connection, RequestContext};
 use crate::http::error::ApiError;
 use crate::http::response::text;
 use crate::report::Reports;
@@ -81,7 +81,12 @@ pub(super) async fn post(
         None => context.in_time(store(app, body, encoding, stamps)).await,
         Some((repeats, key)) => {
             let app = Arc::clone(app);
-            context.in_time(repeats.once(key, async move { store(&app, body, encoding, stamps).await })).await
+            // A time limit of its own: it continues if the client disconnects.
+            let store = async move {
+                let stored = timeout(COMMIT_TIMEOUT, store(&app, body, encoding, stamps)).await;
+                stored.unwrap_or(Err(NotDurable.into()))
+            };
+            context.in_time(repeats.once(key, store)).await
         }
     };
     // `None`: the disk did not respond in time.
