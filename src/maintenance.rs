@@ -70,13 +70,14 @@ impl Maintenance {
     fn run(&self) {
         lower_priority();
         let mut next_check = Instant::now();
+        let mut last_error = String::new();
         while !self.buffer.is_drained() {
             // A panic counts as an error. Without this thread, there would soon be no journals.
             let done = panic::catch_unwind(AssertUnwindSafe(|| {
                 // Requests may wake this thread often. They do not need more checks of the disk.
                 if next_check <= Instant::now() {
                     next_check = Instant::now() + DISK_INTERVAL;
-                    self.check_disk();
+                    self.check_disk(&mut last_error);
                 }
                 self.buffer.prepare_journals()
             }));
@@ -85,7 +86,7 @@ impl Maintenance {
                 failed => {
                     if let Ok(Err(error)) = failed {
                         self.store.health().report(&error);
-                        tracing::error!(%error, "can't create a journal; retrying");
+                        log_once(&mut last_error, &error, "can't create a journal; retrying");
                     }
                     // Not parked: requests must not shorten the pause.
                     thread::sleep(RETRY);
@@ -97,14 +98,16 @@ impl Maintenance {
 
     /// Refuses appends while the disk is nearly full, so that there is space for the reports that are held. Clears the
     /// last disk error when the disk works again.
-    fn check_disk(&self) {
+    fn check_disk(&self, last_error: &mut String) {
         if self.store.health().error().is_some() && self.store.probe().is_ok() {
             self.store.health().clear();
+            last_error.clear();
         }
         let is_full = match self.store.free_bytes() {
             Ok(free_bytes) => free_bytes < self.min_free_bytes,
             Err(error) => {
-                tracing::error!(%error, "can't determine the free disk space");
+                self.store.health().report(&error);
+                log_once(last_error, &error, "can't determine the free disk space");
                 false
             }
         };
@@ -141,6 +144,15 @@ impl Maintenance {
             return true;
         }
         self.buffer.remove_published(|id| self.store.is_pending(id))
+    }
+}
+
+/// Logs an error, unless it is the same as the last one: the attempt is repeated every few seconds.
+fn log_once(last_error: &mut String, error: &io::Error, message: &str) {
+    let text = error.to_string();
+    if text != *last_error {
+        tracing::error!(%error, "{message}");
+        *last_error = text;
     }
 }
 

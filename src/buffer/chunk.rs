@@ -4,9 +4,13 @@
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
+use std::ops::Deref;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cursor::Cursor;
+
+type Byte = UnsafeCell<MaybeUninit<u8>>;
 
 /// A fixed amount of memory to which several threads append lines without a lock.
 #[derive(Debug)]
@@ -16,23 +20,81 @@ pub(super) struct Chunk {
     /// anyway.
     first_ns: AtomicU64,
     last_ns: AtomicU64,
-    bytes: Box<[UnsafeCell<MaybeUninit<u8>>]>,
+    bytes: Memory,
 }
 
 /// Nanoseconds on the buffer's monotonic clock. 0 means never.
 pub(super) type Nanos = u64;
+
+/// Memory that the kernel provides page by page when it is first written. An allocator would touch a part of it: with huge
+/// pages, the header of each block costs 2 MiB.
+#[derive(Debug)]
+struct Memory(NonNull<[Byte]>);
+
+impl Memory {
+    #[cfg(not(miri))]
+    fn reserve(bytes: usize) -> Self {
+        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+        assert!(bytes > 0);
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+        // SAFETY: without a fixed address, a new mapping does not overlap existing memory.
+        let start = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, access, flags) };
+        let start = start.unwrap_or_else(|error| panic!("can't reserve {bytes} bytes for a batch: {error}"));
+        // SAFETY: the range is the mapping from above, and the advice does not change its content.
+        if let Err(error) = unsafe { madvise(start, bytes, Advice::LinuxHugepage) } {
+            tracing::debug!(%error, "batches use pages of normal size");
+        }
+        let start = NonNull::new(start.cast::<Byte>()).expect("the kernel maps no memory at address 0");
+        Self(NonNull::slice_from_raw_parts(start, bytes))
+    }
+
+    /// Miri has no `madvise`.
+    #[cfg(miri)]
+    fn reserve(bytes: usize) -> Self {
+        let bytes: Box<[Byte]> = (0..bytes).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect();
+        Self(NonNull::from(Box::leak(bytes)))
+    }
+}
+
+impl Deref for Memory {
+    type Target = [Byte];
+
+    fn deref(&self) -> &[Byte] {
+        // SAFETY: `reserve` returned this range, which stays valid until `drop`. Its bytes need no initialization, and the
+        // `UnsafeCell` permits writes through shared references.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Memory {
+    #[cfg(not(miri))]
+    fn drop(&mut self) {
+        // SAFETY: `reserve` created exactly this mapping. The exclusive borrow proves that there are no references to it.
+        let unmapped = unsafe { rustix::mm::munmap(self.0.as_ptr().cast(), self.0.len()) };
+        debug_assert!(unmapped.is_ok());
+    }
+
+    #[cfg(miri)]
+    fn drop(&mut self) {
+        // SAFETY: `reserve` leaked exactly this box. The exclusive borrow proves that there are no references to it.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+// SAFETY: `Memory` owns its mapping, like a box, and any thread may unmap it.
+unsafe impl Send for Memory {}
 
 // SAFETY: only `bytes` prevents an automatic implementation. A byte is written only by the thread that reserved it, and
 // read only after it was committed. The cursor maintains both rules, and its loom tests prove them.
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    /// An empty chunk of `capacity` bytes. This does not touch the bytes, so the kernel provides pages only when lines
-    /// are appended.
+    /// An empty chunk of `capacity` bytes. This does not touch the bytes.
+    ///
+    /// # Panics
+    /// If the kernel has no address space left.
     pub(super) fn new(capacity: usize) -> Self {
-        let bytes = Box::into_raw(Box::<[u8]>::new_uninit_slice(capacity));
-        // SAFETY: the pointer comes from a box, and an `UnsafeCell` has the layout of its content.
-        let bytes = unsafe { Box::from_raw(bytes as *mut [UnsafeCell<MaybeUninit<u8>>]) };
+        let bytes = Memory::reserve(capacity);
         Self { cursor: Cursor::new(), first_ns: AtomicU64::new(0), last_ns: AtomicU64::new(0), bytes }
     }
 

@@ -26,6 +26,10 @@ pub(super) fn run(dir: Option<PathBuf>) -> CommandResult {
         }
     };
     verify(&dir, print).map_err(|error| format!("can't verify {}: {error}", dir.display()))?;
+    if files == 0 {
+        writeln!(out, "{} contains no report files and no journals", dir.display())?;
+        return Ok(());
+    }
     let verdict = if corrupt == 0 { "all valid".to_owned() } else { format!("{corrupt} corrupt") };
     writeln!(out, "{files} files checked, {total} reports, {verdict}")?;
     if corrupt == 0 { Ok(()) } else { Err(format!("{corrupt} of {files} files are corrupt").into()) }

@@ -27,7 +27,6 @@ pub use self::origins::Origins;
 pub use self::rate::Rate;
 pub use self::settings::{CONFIG_FILE, DEFAULT_FILE, GROUPS, Group, Setting, help, settings};
 pub use self::stamps::{Stamp, StampSource, Stamps};
-use self::values::{COUNT, LEVEL};
 pub use self::write_keys::{KeyFileError, WriteKey, WriteKeys};
 
 /// All settings, checked. Each field is the setting of the same name in lower case; [`GROUPS`] documents it.
@@ -56,6 +55,7 @@ pub struct Config {
     pub spill_bytes: usize,
     #[serde(deserialize_with = "values::size_or_off")]
     pub min_free_bytes: usize,
+    #[serde(deserialize_with = "values::level")]
     pub zstd_level: i32,
     #[serde(deserialize_with = "values::auto_count")]
     pub zstd_threads: usize,
@@ -85,6 +85,7 @@ pub struct Config {
     pub key_rate_limit: Option<Rate>,
     #[serde(deserialize_with = "values::auto_count")]
     pub workers: usize,
+    #[serde(deserialize_with = "values::count")]
     pub max_connections: usize,
     #[serde(deserialize_with = "values::count_or_off")]
     pub max_connections_per_address: Option<usize>,
@@ -177,17 +178,19 @@ impl Config {
             Some(path) => Some(PathBuf::from(path)),
             None => Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()),
         };
-        let mut values = HashMap::new();
-        let mut warnings = Vec::new();
+        let (mut values, mut warnings, mut errors) = (HashMap::new(), Vec::new(), Vec::new());
         if let Some(path) = file {
-            for (name, value) in read_file(&path)? {
+            let lines = read_file(&path).unwrap_or_else(|error| {
+                errors.push(error);
+                Vec::new()
+            });
+            for (name, value) in lines {
                 if !settings().any(|setting| setting.name == name) {
                     warnings.push(unknown_name(&name, &path));
                 }
                 values.insert(name, value);
             }
         }
-        let mut errors = Vec::new();
         for setting in settings() {
             match std::env::var_os(setting.name).map(std::ffi::OsString::into_string) {
                 None => {}
@@ -218,17 +221,20 @@ impl Config {
         let parse = |value: &dyn Fn(&Setting) -> String| {
             envy::from_iter::<_, Self>(settings().map(|setting| (setting.name.to_owned(), value(setting))))
         };
-        let mut config = parse(&value).map_err(|error| {
-            // envy stops at the first fault and does not name the variable. So each value is tried alone.
-            let is_invalid = |one: &&Setting| {
-                parse(&|setting| if setting.name == one.name { value(setting) } else { setting.default.to_owned() })
-                    .is_err()
-            };
-            let errors: Vec<_> = settings().filter(is_invalid).map(|one| invalid(one, &value(one))).collect();
-            assert!(!errors.is_empty(), "a default is invalid: {error}");
-            Errors(errors)
-        })?;
-        let mut errors = config.contradictions(&value);
+        // envy stops at the first fault and does not name the variable. So each value is tried alone.
+        let is_valid = |one: &Setting| {
+            parse(&|setting| if setting.name == one.name { value(setting) } else { setting.default.to_owned() }).is_ok()
+        };
+        let (valid, wrong): (Vec<_>, Vec<_>) = settings().partition(|one| is_valid(one));
+        let mut errors: Vec<_> = wrong.iter().map(|one| invalid(one, &value(one))).collect();
+        // The relations between valid values are checked in any case, so that all faults are found at once.
+        let is_checked = |name: &str| valid.iter().any(|setting| setting.name == name);
+        let valid_or_default = |setting: &Setting| match is_checked(setting.name) {
+            true => value(setting),
+            false => setting.default.to_owned(),
+        };
+        let mut config = parse(&valid_or_default).unwrap_or_else(|error| panic!("valid values: {error}"));
+        errors.extend(config.contradictions(is_checked, &value));
         if let Some(path) = &config.write_keys_file
             && let Err(error) = config.write_keys.add_file(path)
         {
@@ -247,46 +253,52 @@ impl Config {
         Ok(config)
     }
 
-    /// Checks ranges and relations between settings, which the type of one value cannot express.
-    fn contradictions(&self, value: &dyn Fn(&Setting) -> String) -> Vec<Error> {
+    /// Checks relations between settings, which the type of one value cannot express. `is_checked` says which settings
+    /// have valid values.
+    fn contradictions(&self, is_checked: impl Fn(&str) -> bool, value: &dyn Fn(&Setting) -> String) -> Vec<Error> {
         let size = |bytes: usize| ByteSize(bytes as u64);
+        // The setting, another one that it depends on, whether the rule holds, and valid values.
         let rules = [
-            ("ZSTD_LEVEL", (1..=22).contains(&self.zstd_level), LEVEL.to_owned()),
-            ("MAX_CONNECTIONS", (1..=1_000_000).contains(&self.max_connections), COUNT.to_owned()),
-            ("MAX_BODY_BYTES", self.max_body_bytes >= 2, "at least 2 bytes".to_owned()),
+            ("MAX_BODY_BYTES", "MAX_BODY_BYTES", self.max_body_bytes >= 2, "at least 2 bytes".to_owned()),
             (
                 "BATCH_BYTES",
+                "MAX_BODY_BYTES",
                 self.batch_bytes > self.max_body_bytes,
                 format!("more than MAX_BODY_BYTES, which is {}", size(self.max_body_bytes)),
             ),
             (
                 "BUFFER_BYTES",
+                "BATCH_BYTES",
                 self.buffer_bytes >= self.batch_bytes.saturating_mul(2),
                 format!("at least twice BATCH_BYTES, which is {}", size(self.batch_bytes)),
             ),
             (
                 "INFLIGHT_BYTES",
+                "MAX_BODY_BYTES",
                 // The longest compressed body and the body that it decodes to.
                 self.inflight_bytes >= self.max_body_bytes.saturating_mul(2),
                 format!("at least twice MAX_BODY_BYTES, which is {}", size(self.max_body_bytes)),
             ),
             (
                 "KEY_RATE_LIMIT",
+                "WRITE_KEYS",
                 self.key_rate_limit.is_none() || !self.write_keys.is_empty() || self.write_keys_file.is_some(),
                 "off while WRITE_KEYS and WRITE_KEYS_FILE are none".to_owned(),
             ),
             (
                 "PROXY_PROTOCOL",
+                "TRUSTED_PROXIES",
                 !self.proxy_protocol || !self.trusted_proxies.is_empty(),
                 "off while TRUSTED_PROXIES is none".to_owned(),
             ),
         ];
-        let broken = rules.into_iter().filter(|(_, holds, _)| !holds);
-        let error = |(name, _, takes)| {
+        let is_broken =
+            |(name, other, holds, _): &(&str, &str, bool, String)| !holds && is_checked(name) && is_checked(other);
+        let error = |(name, _, _, takes)| {
             let setting = settings().find(|setting| setting.name == name).expect("rules name settings");
             Error::Value { name, value: setting.shown(&value(setting)), takes }
         };
-        broken.map(error).collect()
+        rules.into_iter().filter(is_broken).map(error).collect()
     }
 
     fn memory_warning(&self) -> Option<String> {
@@ -298,13 +310,16 @@ impl Config {
     }
 }
 
+/// The form of a line in a configuration file.
+const FORM: &str = "of the form NAME=value, with quotes around a value that contains spaces";
+
 fn read_file(path: &Path) -> Result<Vec<(String, String)>, Error> {
     let failed = |error: dotenvy::Error, previous: Option<&(String, String)>| {
         let reason = match (error, previous) {
             // The error names the place, but does not repeat the line, which may contain a key.
-            (dotenvy::Error::LineParse(..), None) => "its first line is not of the form NAME=value".to_owned(),
+            (dotenvy::Error::LineParse(..), None) => format!("its first line is not {FORM}"),
             (dotenvy::Error::LineParse(..), Some((name, _))) => {
-                format!("the line after {name} is not of the form NAME=value")
+                format!("the line after {name} is not {FORM}")
             }
             (error, _) => error.to_string(),
         };
@@ -318,7 +333,7 @@ fn read_file(path: &Path) -> Result<Vec<(String, String)>, Error> {
 }
 
 fn unknown_name(name: &str, path: &Path) -> String {
-    let similarity = |setting: &Setting| strsim::jaro_winkler(name, setting.name);
+    let similarity = |setting: &Setting| strsim::jaro_winkler(&name.to_uppercase(), setting.name);
     let nearest = settings().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
     let hint = match nearest {
         Some(setting) if similarity(setting) > 0.85 => format!("; did you mean {}?", setting.name),
@@ -385,8 +400,11 @@ mod tests {
         let text: Vec<_> = errors.iter().map(Error::to_string).collect();
         assert_eq!(text.len(), 3, "{text:?}");
         assert!(text[0].starts_with("PORT is \"x\"") && text[1].starts_with("TRUSTED_PROXIES"), "{text:?}");
-        let Errors(errors) = config(&[("MAX_BODY_BYTES", "1"), ("ZSTD_LEVEL", "99")]).unwrap_err();
-        assert_eq!(errors.len(), 2, "{errors:?}");
+        let Errors(errors) = config(&[("MAX_BODY_BYTES", "1"), ("ZSTD_LEVEL", "99"), ("PORT", "x")]).unwrap_err();
+        assert_eq!(errors.len(), 3, "{errors:?}");
+        // A relation to an invalid value is not checked.
+        let Errors(errors) = config(&[("BATCH_BYTES", "x"), ("BUFFER_BYTES", "1MiB")]).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
     }
 
     #[test]

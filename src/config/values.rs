@@ -1,6 +1,7 @@
 //! How values are written: one parser per kind of value, and the description of each kind for error messages.
 
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -53,9 +54,28 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dur
     }
 }
 
-/// A duration that may be zero.
+/// A duration that may be zero, also without a unit.
 pub(super) fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    parse_duration(&String::deserialize(deserializer)?)
+    match String::deserialize(deserializer)?.as_str() {
+        "0" => Ok(Duration::ZERO),
+        text => parse_duration(text),
+    }
+}
+
+pub(super) fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
+    in_range(deserializer, 1..=22)
+}
+
+pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    in_range(deserializer, 1..=1_000_000)
+}
+
+fn in_range<'de, T: FromStr + PartialOrd, D: Deserializer<'de>>(
+    deserializer: D,
+    range: RangeInclusive<T>,
+) -> Result<T, D::Error> {
+    let number = String::deserialize(deserializer)?.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| D::Error::custom("out of range"))
 }
 
 /// Zero means off, too.
@@ -88,10 +108,7 @@ pub(super) fn auto_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u
 pub(super) fn count_or_off<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     match String::deserialize(deserializer)?.as_str() {
         text if is_none(text) => Ok(None),
-        text => match text.parse() {
-            Ok(count @ 1..=1_000_000) => Ok(Some(count)),
-            _ => Err(D::Error::custom("out of range")),
-        },
+        text => count(text.into_deserializer()).map(Some),
     }
 }
 

@@ -263,7 +263,7 @@ impl ApiError {
                 UNAVAILABLE,
                 "not-durable",
                 "Report could not be made durable",
-                "The report could not be written to disk in time. It may be stored later. Send it again in a moment."
+                "The report could not be written to disk. It may be stored later. Send it again in a moment."
                     .to_owned(),
             ),
             Self::Append(AppendError::Closed) => {
