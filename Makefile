@@ -45,13 +45,13 @@ crash:
 browser: build
 	cd tests/browser && npm ci && NETWATCH_SERVER=$(SERVER) node --test
 
-# Compares the answers to many generated requests with openapi.yaml. Requires Python 3.10 or newer, with venv and pip, for
-# Schemathesis. CONTRACT_SEED and CONTRACT_EXAMPLES control the requests.
+# Compares the answers to many generated requests with openapi.yaml. Requires Python 3.10 or newer, with venv and pip,
+# for Schemathesis. CONTRACT_SEED and CONTRACT_EXAMPLES control the requests.
 contract: build
 	NETWATCH_SERVER=$(SERVER) tests/contract/run.sh
 
-# Every recipe of docs/reading.md, on files with hostile reports. Requires Python 3.11 or newer, with venv and pip, curl,
-# jq and zstd.
+# Every recipe of docs/reading.md, on files with hostile reports. Requires Python 3.11 or newer, with venv and pip,
+# curl, jq and zstd.
 interop: build
 	NETWATCH_SERVER=$(SERVER) tests/interop/run.sh
 
@@ -64,8 +64,8 @@ faults:
 balancers:
 	PATH="$$PATH:/usr/sbin" cargo test --test balancers --test smuggling -- --ignored
 
-# The lock-free protocols under every interleaving. LOOM_MAX_PREEMPTIONS overrides the limit of preemptions where there are
-# too many interleavings. The flag applies to all crates, so they are built in a directory of their own.
+# The lock-free protocols under every interleaving. LOOM_MAX_PREEMPTIONS overrides the limit of preemptions where there
+# are too many interleavings. The flag applies to all crates, so they are built in a directory of their own.
 loom:
 	CARGO_PROFILE_RELEASE_LTO=off RUSTFLAGS="--cfg netwatch_loom" cargo test --release --lib --target-dir $(LOOM_TARGET) model
 
@@ -76,8 +76,8 @@ loom:
 asan:
 	RUSTFLAGS="-Zsanitizer=address" cargo +nightly test --lib --target $(RUST_HOST) --target-dir $(NIGHTLY_TARGET)/asan buffer
 
-# ThreadSanitizer: data races in the interleavings that happen in this run. The standard library is built, too, because the
-# precompiled one is not instrumented and causes false alarms.
+# ThreadSanitizer: data races in the interleavings that happen in this run. The standard library is built, too, because
+# the precompiled one is not instrumented and causes false alarms.
 tsan:
 	RUSTFLAGS="-Zsanitizer=thread" cargo +nightly test -Zbuild-std --lib --target $(RUST_HOST) \
 		--target-dir $(NIGHTLY_TARGET)/tsan buffer

@@ -1,7 +1,7 @@
 //! The flush thread: sealed batch → report file.
 //!
-//! It is a thread because all of its work blocks. It runs at a lower priority than the threads that handle requests, and
-//! so do the compression threads that zstd starts from it.
+//! It is a thread because all of its work blocks. It runs at a lower priority than the threads that handle requests,
+//! and so do the compression threads that zstd starts from it.
 
 use std::collections::HashMap;
 use std::io;
@@ -46,7 +46,8 @@ impl Flusher {
         Self { buffer, store, compression, interval, retries: HashMap::new() }
     }
 
-    /// Starts the flush thread. It ends when the buffer is [closed](Buffer::close) and every batch is flushed or spilled.
+    /// Starts the flush thread. It ends when the buffer is [closed](Buffer::close) and every batch is flushed or
+    /// spilled.
     ///
     /// # Errors
     /// If the system cannot start a thread.
@@ -81,8 +82,8 @@ impl Flusher {
         self.buffer.rotate_if_due(self.interval).min(wait)
     }
 
-    /// The sealed batch that has waited longest, except for batches whose pause has not ended. So a batch that fails does
-    /// not block the batches behind it. If there is none, returns how long to wait for one.
+    /// The sealed batch that has waited longest, except for batches whose pause has not ended. So a batch that fails
+    /// does not block the batches behind it. If there is none, returns how long to wait for one.
     fn next_due(&mut self) -> Result<Arc<Batch>, Duration> {
         let now = Instant::now();
         // The queue also contains the failed batches, so that they can be spilled.

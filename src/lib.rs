@@ -2,24 +2,24 @@
 //!
 //! # The path of one report
 //!
-//! 1. [`server`] accepts a connection and passes it to [`http`]. hyper reads a request, and `http::conn` limits the time
-//!    for that. `http::admission` checks write keys and rates. `http::body` reads the body within `MAX_BODY_BYTES` and
-//!    decodes it.
+//! 1. [`server`] accepts a connection and passes it to [`http`]. hyper reads a request, and `http::conn` limits the
+//!    time for that. `http::admission` checks write keys and rates. `http::body` reads the body within `MAX_BODY_BYTES`
+//!    and decodes it.
 //! 2. [`report`] checks the body: UTF-8, JSON, one or more objects, none nested too deep. The result is one line per
 //!    report.
-//! 3. [`buffer`] appends the lines to the active batch without a lock: reserve, copy, commit, in the chunk of the calling
-//!    thread.
+//! 3. [`buffer`] appends the lines to the active batch without a lock: reserve, copy, commit, in the chunk of the
+//!    calling thread.
 //! 4. The request waits for its ticket. One of the waiting requests leads: it writes all new lines to the journal in
 //!    [`store`], and syncs the journal if `ACK=disk`. Then all of them are answered with 200.
-//! 5. When the batch is full, or its first report is `FLUSH_INTERVAL` old, a free batch takes its place. The old batch is
-//!    sealed.
-//! 6. [`flush`] waits for the last writer of the sealed batch and passes its lines to [`store`], which compresses and syncs
-//!    them as a staged file in `tmp/`.
+//! 5. When the batch is full, or its first report is `FLUSH_INTERVAL` old, a free batch takes its place. The old batch
+//!    is sealed.
+//! 6. [`flush`] waits for the last writer of the sealed batch and passes its lines to [`store`], which compresses and
+//!    syncs them as a staged file in `tmp/`.
 //! 7. The journal is removed, and the staged file is renamed to its final name. The last reference to the batch is
 //!    dropped, which returns its memory.
 //!
-//! [`maintenance`] runs beside this path: it creates journals ahead of time, watches the disk, and recovers the journals
-//! of dead servers.
+//! [`maintenance`] runs beside this path: it creates journals ahead of time, watches the disk, and recovers the
+//! journals of dead servers.
 //!
 //! ```text
 //!   cli ──► server ──► http ──► buffer ──► store        imports point one way
@@ -31,17 +31,17 @@
 //!
 //! - A report that was answered with 200 is in exactly one batch. A batch becomes exactly one report file. If the file
 //!   cannot be written, the batch is retried until the process ends.
-//! - A refused request leaves nothing behind, with one exception: a request that is refused with `not-durable` may still
-//!   be stored later.
+//! - A refused request leaves nothing behind, with one exception: a request that is refused with `not-durable` may
+//!   still be stored later.
 //! - A report file gets its name when it is complete and synced. It is never changed or replaced afterwards.
 //! - A batch is published once, even if its report file is removed at once and the process crashes at any point.
-//! - The reports of one request are stored together and in order, or not at all: one request is one reservation. There is
-//!   no order between requests, not even between requests of one client.
-//! - Memory is limited: `BUFFER_BYTES` for batches; `INFLIGHT_BYTES` for bodies that arrive in pieces or compressed, and as
-//!   much again for arrays and objects with line breaks; one decoder per worker; one read buffer per connection (with
-//!   HTTP/2 a window of about that size); a fixed number of idempotency keys. In a burst, a sealed batch that is completely
-//!   in its journal releases its memory, within `SPILL_BYTES`, and recovery publishes the journal. Beyond that, requests
-//!   wait for a moment and are then refused.
+//! - The reports of one request are stored together and in order, or not at all: one request is one reservation. There
+//!   is no order between requests, not even between requests of one client.
+//! - Memory is limited: `BUFFER_BYTES` for batches; `INFLIGHT_BYTES` for bodies that arrive in pieces or compressed,
+//!   and as much again for arrays and objects with line breaks; one decoder per worker; one read buffer per connection
+//!   (with HTTP/2 a window of about that size); a fixed number of idempotency keys. In a burst, a sealed batch that is
+//!   completely in its journal releases its memory, within `SPILL_BYTES`, and recovery publishes the journal. Beyond
+//!   that, requests wait for a moment and are then refused.
 //!
 //! # What a 200 guarantees
 //!

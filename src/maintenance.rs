@@ -1,7 +1,7 @@
 //! Background maintenance: disk watch, journals, recovery.
 //!
-//! There are two threads, because all of this work blocks and a recovery may take long. Both run at a lower priority than
-//! the threads that handle requests.
+//! There are two threads, because all of this work blocks and a recovery may take long. Both run at a lower priority
+//! than the threads that handle requests.
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -56,8 +56,8 @@ impl Maintenance {
         Ok(thread)
     }
 
-    /// Runs `flush`, which drains the closed buffer, and then recovers all spilled batches. Retries without a limit. The
-    /// order matters: a late request may spill a batch after the close, but before the buffer is drained.
+    /// Runs `flush`, which drains the closed buffer, and then recovers all spilled batches. Retries without a limit.
+    /// The order matters: a late request may spill a batch after the close, but before the buffer is drained.
     pub fn recover_spilled_after<T>(&self, flush: impl FnOnce() -> T) -> T {
         let flushed = flush();
         let mut unrecognized = Unrecognized::new();

@@ -31,8 +31,8 @@ const REFUSAL_SUMMARY_INTERVAL: Duration = Duration::from_secs(60);
 /// Serves until `shutdown` resolves. Then finishes the open requests, flushes all acknowledged reports, and returns.
 ///
 /// # Errors
-/// If `listener` is not usable, or the first journals cannot be created, or no thread can be started. Nothing was served
-/// then.
+/// If `listener` is not usable, or the first journals cannot be created, or no thread can be started. Nothing was
+/// served then.
 pub async fn run(
     config: Config,
     store: Store,
@@ -170,8 +170,8 @@ impl Connections {
         }
     }
 
-    /// Accepts the connections in the backlog, while there are permits, and closes the socket. Otherwise the kernel would
-    /// reset these connections.
+    /// Accepts the connections in the backlog, while there are permits, and closes the socket. Otherwise the kernel
+    /// would reset these connections.
     fn accept_backlog(&self, listener: TcpListener, app: &Arc<App>) -> io::Result<()> {
         // Not through the runtime, which may not know of them yet.
         let listener = listener.into_std()?;

@@ -11,8 +11,8 @@ use super::pool::{Chunks, Pool};
 use crate::config::Ack;
 use crate::store::BatchId;
 
-/// A lease on memory. A batch takes its chunks from the pool when it is created, and returns them when its last `Arc` is
-/// dropped. So no late writer or waiter can exist when the memory is used again.
+/// A lease on memory. A batch takes its chunks from the pool when it is created, and returns them when its last `Arc`
+/// is dropped. So no late writer or waiter can exist when the memory is used again.
 #[derive(Debug)]
 pub struct Batch {
     chunks: Chunks,
@@ -93,14 +93,14 @@ impl Batch {
         *self.id.get_or_init(|| BatchId::new(self.times().map_or_else(SystemTime::now, |(first, _)| first)))
     }
 
-    /// The length of the journal, if the whole batch is durable in it. Then no task waits for the batch, and its memory
-    /// can be released.
+    /// The length of the journal, if the whole batch is durable in it and recovery can find it. Then no task waits for
+    /// the batch, and its memory can be released. A journal that somebody has removed is of no use.
     pub(super) fn spillable_bytes(&self) -> Option<u64> {
         let journal = self.journal.as_ref()?;
         let lens = self.chunks.iter().map(|chunk| chunk.complete_len());
         let is_durable =
             |(index, len): (usize, Option<usize>)| len.is_some_and(|len| journal.progress.is_durable(index, len));
-        (journal.journal.is_named() && lens.enumerate().all(is_durable)).then(|| journal.journal.len())
+        (lens.enumerate().all(is_durable) && journal.journal.is_recoverable()).then(|| journal.journal.len())
     }
 
     /// Whether this batch has a journal.

@@ -31,7 +31,8 @@ impl BatchJournal {
     }
 
     /// Writes all complete lines that are not in the journal yet, with one write. `id` returns the batch's id.
-    /// `complete_lines` returns the lines of a chunk, or `None` while a writer is copying. Returns the end of each chunk.
+    /// `complete_lines` returns the lines of a chunk, or `None` while a writer is copying. Returns the end of each
+    /// chunk.
     pub(super) fn write<'a>(
         &self,
         id: impl FnOnce() -> BatchId,

@@ -26,8 +26,8 @@ pub(super) struct Chunk {
 /// Nanoseconds on the buffer's monotonic clock. 0 means never.
 pub(super) type Nanos = u64;
 
-/// Memory that the kernel provides page by page when it is first written. An allocator would touch a part of it: with huge
-/// pages, the header of each block costs 2 MiB.
+/// Memory that the kernel provides page by page when it is first written. An allocator would touch a part of it: with
+/// huge pages, the header of each block costs 2 MiB.
 #[derive(Debug)]
 struct Memory(NonNull<[Byte]>);
 
@@ -60,7 +60,8 @@ impl Deref for Memory {
     type Target = [Byte];
 
     fn deref(&self) -> &[Byte] {
-        // SAFETY: `reserve` returned this range, which stays valid until `drop`. Its bytes need no initialization, and the
+        // SAFETY: `reserve` returned this range, which stays valid until `drop`. Its bytes need no initialization, and
+        // the
         // `UnsafeCell` permits writes through shared references.
         unsafe { self.0.as_ref() }
     }
@@ -69,7 +70,8 @@ impl Deref for Memory {
 impl Drop for Memory {
     #[cfg(not(miri))]
     fn drop(&mut self) {
-        // SAFETY: `reserve` created exactly this mapping. The exclusive borrow proves that there are no references to it.
+        // SAFETY: `reserve` created exactly this mapping. The exclusive borrow proves that there are no references to
+        // it.
         let unmapped = unsafe { rustix::mm::munmap(self.0.as_ptr().cast(), self.0.len()) };
         debug_assert!(unmapped.is_ok());
     }

@@ -1,7 +1,7 @@
 //! One group of the group commit: writes, and syncs, the journal of a batch.
 //!
-//! The leader first lets other ready tasks append. Then it writes all complete lines with one positioned, vectored write.
-//! No timer and no extra thread delays a group. Tasks that append in the meantime wait for the next group.
+//! The leader first lets other ready tasks append. Then it writes all complete lines with one positioned, vectored
+//! write. No timer and no extra thread delays a group. Tasks that append in the meantime wait for the next group.
 
 use std::io;
 use std::panic;

@@ -29,8 +29,8 @@ impl Cursor {
         Self { tail: AtomicUsize::new(0), committed: AtomicUsize::new(0) }
     }
 
-    /// Reserves `len` bytes of `capacity` and returns the offset of the first one. The bytes belong to the caller, which
-    /// must [`commit`](Self::commit) them.
+    /// Reserves `len` bytes of `capacity` and returns the offset of the first one. The bytes belong to the caller,
+    /// which must [`commit`](Self::commit) them.
     ///
     /// Returns `None` if the cursor is sealed. A reservation that does not fit seals the cursor, so that a batch with a
     /// full chunk counts as full in this chunk.

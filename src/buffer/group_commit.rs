@@ -12,8 +12,9 @@
 //!
 //! A future may be dropped at any await. So every obligation is fulfilled in a `Drop`.
 //!
-//! A waiter whose chunk is incomplete does not lead: it could not write its own report. The writer that is still copying
-//! to the chunk will wait, too, and find the chunk complete. So the last writer of a chunk always leads or finds a leader.
+//! A waiter whose chunk is incomplete does not lead: it could not write its own report. The writer that is still
+//! copying to the chunk will wait, too, and find the chunk complete. So the last writer of a chunk always leads or
+//! finds a leader.
 
 use std::ops::Deref;
 use std::pin::pin;
@@ -134,8 +135,8 @@ impl<T: GroupCommit> Drop for Leadership<T> {
     }
 }
 
-/// Waits until the bytes of `chunk` up to `end` are durable. Leads whenever there is no leader. The future may be dropped
-/// at any await.
+/// Waits until the bytes of `chunk` up to `end` are durable. Leads whenever there is no leader. The future may be
+/// dropped at any await.
 pub(super) async fn durable<T: GroupCommit>(batch: &Arc<T>, chunk: usize, end: usize) -> Result<(), NotDurable> {
     let progress = batch.progress();
     loop {
@@ -160,9 +161,9 @@ pub(super) async fn durable<T: GroupCommit>(batch: &Arc<T>, chunk: usize, end: u
 /// Run by `make loom`: every interleaving of a few tasks, each on its own thread, and every value that each load may
 /// return. A task that is never woken is a deadlock, which loom reports.
 ///
-/// Limits of the model: the number of preemptions is bounded, because more would take hours. `Notify` and the journal are
-/// stand-ins. A failed compare-and-swap sees the latest value here, but may see an older one in reality; the check after
-/// registering covers both.
+/// Limits of the model: the number of preemptions is bounded, because more would take hours. `Notify` and the journal
+/// are stand-ins. A failed compare-and-swap sees the latest value here, but may see an older one in reality; the check
+/// after registering covers both.
 #[cfg(all(test, netwatch_loom))]
 mod model {
     use std::array;
@@ -179,8 +180,8 @@ mod model {
 
     const TASKS: usize = 3;
 
-    /// A batch with one chunk of one byte per task. All accesses except those of the protocol are relaxed, so loom shows
-    /// where a leader could use stale values, or where an acknowledgement could come before the write.
+    /// A batch with one chunk of one byte per task. All accesses except those of the protocol are relaxed, so loom
+    /// shows where a leader could use stale values, or where an acknowledgement could come before the write.
     struct Batch {
         progress: Progress,
         /// For each chunk, the number of complete bytes.
@@ -322,7 +323,8 @@ mod model {
         .await
     }
 
-    /// Runs one task for each element of `polls`, the first one on this thread. `preemptions` limits the run to seconds.
+    /// Runs one task for each element of `polls`, the first one on this thread. `preemptions` limits the run to
+    /// seconds.
     /// `LOOM_MAX_PREEMPTIONS` overrides it.
     fn check(ack: Ack, fate: Fate, preemptions: usize, polls: &'static [Option<usize>]) {
         let mut builder = Builder::new();

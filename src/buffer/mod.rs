@@ -176,8 +176,9 @@ impl Buffer {
         debug_assert!(pushed.is_ok(), "the queue has a place for each batch");
     }
 
-    /// Rotates if the first report of the active batch is `interval` old. Returns how long to wait before the next call.
-    /// A caller that waits no longer, unless it is [woken](Self::set_flusher), flushes every report within `interval`.
+    /// Rotates if the first report of the active batch is `interval` old. Returns how long to wait before the next
+    /// call. A caller that waits no longer, unless it is [woken](Self::set_flusher), flushes every report within
+    /// `interval`.
     pub fn rotate_if_due(&self, interval: Duration) -> Duration {
         let batch = self.active.load();
         let Some((first_ns, _)) = batch.times_ns() else { return interval };
@@ -234,8 +235,8 @@ impl Buffer {
     }
 
     /// Releases the memory of the sealed batch that has waited longest, if its journal contains all of it and
-    /// `SPILL_BYTES` permits it. Recovery publishes its journal. Returns `false` if no batch was spilled, also while the
-    /// memory of the last spilled batch is still held by tickets: it is about to return.
+    /// `SPILL_BYTES` permits it. Recovery publishes its journal. Returns `false` if no batch was spilled, also while
+    /// the memory of the last spilled batch is still held by tickets: it is about to return.
     fn spill(&self) -> bool {
         if self.pool.journals.is_none() || self.spilled.is_exhausted() || self.spilled.is_releasing() {
             return false;
@@ -283,8 +284,8 @@ impl Buffer {
         self.pool.journals.iter().for_each(Journals::close);
     }
 
-    /// Makes `fresh` the active batch in place of `old`. Seals `old` and queues it for the flush. Returns `false` if `old`
-    /// was not the active batch. The caller holds `old`, so its address cannot belong to another batch.
+    /// Makes `fresh` the active batch in place of `old`. Seals `old` and queues it for the flush. Returns `false` if
+    /// `old` was not the active batch. The caller holds `old`, so its address cannot belong to another batch.
     fn swap(&self, old: &Arc<Batch>, fresh: Arc<Batch>) -> bool {
         let active = self.active.compare_and_swap(old, fresh);
         if !Arc::ptr_eq(old, &active) {

@@ -108,7 +108,8 @@ impl Pool {
     }
 
     pub(super) fn wake_flusher(&self) {
-        // SeqCst, here and in `Buffer::set_flusher`: a thread that is not registered yet sees the change before it waits.
+        // SeqCst, here and in `Buffer::set_flusher`: a thread that is not registered yet sees the change before it
+        // waits.
         fence(Ordering::SeqCst);
         // The flush thread does not wake itself, or it would never wait while a batch fails.
         let is_other = |flusher: &&Thread| flusher.id() != thread::current().id();

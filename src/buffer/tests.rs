@@ -551,3 +551,22 @@ fn a_refused_append_does_not_wake_the_maintenance_thread() {
         assert!((0..5).any(|_| waits()), "{batches} batches");
     }
 }
+
+#[tokio::test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn a_batch_whose_journal_was_removed_by_somebody_keeps_its_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, buffer) = journaled(dir.path(), 2, 1_000);
+    let report = Reports::check(b"{}").unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        buffer.prepare_journals().unwrap();
+        let ticket = buffer.append(&report).unwrap();
+        ticket.durable().await.unwrap();
+        ids.push(ticket.batch.id());
+    }
+    fs::remove_file(dir.path().join("journal").join(ids[0].journal())).unwrap();
+    buffer.prepare_journals().unwrap();
+    assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
+    assert_eq!(text(&buffer.next_sealed().unwrap()), "{}\n");
+}

@@ -1,7 +1,7 @@
 //! Logging to standard error, without waiting for its reader.
 //!
-//! A thread writes the log. If the reader is slow or stops reading, lines wait in a queue. If the queue is full, lines are
-//! lost and counted. No other thread ever waits for the log.
+//! A thread writes the log. If the reader is slow or stops reading, lines wait in a queue. If the queue is full, lines
+//! are lost and counted. No other thread ever waits for the log.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, OnceLock};
@@ -17,8 +17,8 @@ use crate::config::{Config, LogFormat};
 /// Maximum number of lines in the queue. Lines have 100 to 1,000 bytes.
 const QUEUE_LINES: usize = 8192;
 
-/// Starts the log, and logs the configuration's warnings. Dropping the guard writes the queue, but gives up after a second
-/// if nobody reads standard error.
+/// Starts the log, and logs the configuration's warnings. Dropping the guard writes the queue, but gives up after a
+/// second if nobody reads standard error.
 pub(super) fn init(config: &Config) -> WorkerGuard {
     let level = if config.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
     // Warnings only from libraries: at lower levels they log every HTTP/2 frame, and could log a key in a URL.

@@ -208,8 +208,8 @@ impl Config {
         }
     }
 
-    /// The configuration with `values` in place of the defaults, by setting name. Other names are ignored. An empty value
-    /// means the default.
+    /// The configuration with `values` in place of the defaults, by setting name. Other names are ignored. An empty
+    /// value means the default.
     ///
     /// # Errors
     /// [`Errors`] with all faults.
@@ -225,7 +225,8 @@ impl Config {
         let is_valid = |one: &Setting| {
             parse(&|setting| if setting.name == one.name { value(setting) } else { setting.default.to_owned() }).is_ok()
         };
-        let (valid, wrong): (Vec<_>, Vec<_>) = settings().partition(|one| is_valid(one));
+        let parsed = parse(&value);
+        let (valid, wrong): (Vec<_>, Vec<_>) = settings().partition(|one| parsed.is_ok() || is_valid(one));
         let mut errors: Vec<_> = wrong.iter().map(|one| invalid(one, &value(one))).collect();
         // The relations between valid values are checked in any case, so that all faults are found at once.
         let is_checked = |name: &str| valid.iter().any(|setting| setting.name == name);
@@ -233,7 +234,9 @@ impl Config {
             true => value(setting),
             false => setting.default.to_owned(),
         };
-        let mut config = parse(&valid_or_default).unwrap_or_else(|error| panic!("valid values: {error}"));
+        let mut config = parsed
+            .or_else(|_| parse(&valid_or_default))
+            .unwrap_or_else(|error| panic!("each of these values is valid alone: {error}"));
         errors.extend(config.contradictions(is_checked, &value));
         if let Some(path) = &config.write_keys_file
             && let Err(error) = config.write_keys.add_file(path)

@@ -89,8 +89,8 @@ impl Script {
         Arc::new(Self(Mutex::new(State { faults, calls: vec![], is_dead: false, disk: SimulatedDisk::of(root) })))
     }
 
-    /// A script for the next process after `crashed`, in the same directory. What that process did not sync is still not
-    /// synced.
+    /// A script for the next process after `crashed`, in the same directory. What that process did not sync is still
+    /// not synced.
     pub(crate) fn after(crashed: &Self, faults: Vec<(Range<usize>, Fault)>) -> Arc<Self> {
         let disk = crashed.state().disk.clone();
         Arc::new(Self(Mutex::new(State { faults, calls: vec![], is_dead: false, disk })))

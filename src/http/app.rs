@@ -31,6 +31,8 @@ pub struct App {
     pub(super) streams: Arc<Semaphore>,
     /// Permits for bytes of body buffers, on all connections together.
     pub(super) inflight: Arc<Semaphore>,
+    /// Permits for decoders, which need memory for their windows.
+    pub(super) decoders: Semaphore,
     pub(super) drain: Drain,
     pub(super) refusals: Refusals,
     pub(super) started: Instant,
@@ -71,6 +73,7 @@ impl App {
             client_ip_mask: config.client_ip_mask,
             streams: Arc::new(Semaphore::new(config.max_connections)),
             inflight: Arc::new(Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS))),
+            decoders: Semaphore::new(config.workers),
             drain: Drain::default(),
             refusals: Refusals::new(),
             started: Instant::now(),

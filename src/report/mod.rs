@@ -25,8 +25,9 @@ pub struct Reports<'a> {
 }
 
 impl<'a> Reports<'a> {
-    /// Checks that `body` is UTF-8 and contains JSON objects (RFC 8259), nested no deeper than [`MAX_DEPTH`]: one object,
-    /// several objects that each begin on a new line, or an array of objects. One invalid object makes the body invalid.
+    /// Checks that `body` is UTF-8 and contains JSON objects (RFC 8259), nested no deeper than [`MAX_DEPTH`]: one
+    /// object, several objects that each begin on a new line, or an array of objects. One invalid object makes the body
+    /// invalid.
     ///
     /// White space around objects is removed. Each line break within an object becomes a space. All other bytes stay
     /// unchanged, including numbers and duplicate names. The result is never longer than `body`. It borrows from `body`

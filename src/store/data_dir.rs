@@ -109,8 +109,8 @@ impl Store {
         self.disk.sync_dir(&self.path)
     }
 
-    /// Whether a batch has a journal or a staged report file, so that recovery has to publish it. Also `true` if the file
-    /// system cannot tell.
+    /// Whether a batch has a journal or a staged report file, so that recovery has to publish it. Also `true` if the
+    /// file system cannot tell.
     #[must_use]
     pub fn is_pending(&self, id: &BatchId) -> bool {
         let files = [journal::dir(&self.path).join(id.journal()), self.staged_path(id)];

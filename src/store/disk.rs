@@ -182,8 +182,8 @@ impl Disk {
         self.call(Call::Create(path), create).describe("create", path)
     }
 
-    /// Gives a new file or directory the owner of its directory. Only root can do that, and only root needs it: a command
-    /// that root runs must not create files that the server cannot use.
+    /// Gives a new file or directory the owner of its directory. Only root can do that, and only root needs it: a
+    /// command that root runs must not create files that the server cannot use.
     fn inherit_owner(&self, path: &Path) -> io::Result<()> {
         if !rustix::process::geteuid().is_root() {
             return Ok(());
@@ -254,8 +254,8 @@ impl Disk {
     pub(super) fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
         let rename = || Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?);
         match self.call(Call::Rename(from, to), rename) {
-            // File systems without this flag, such as NFS. Names contain random numbers, and the lock of a batch excludes
-            // other publishers, so no file appears between the check and the rename.
+            // File systems without this flag, such as NFS. Names contain random numbers, and the lock of a batch
+            // excludes other publishers, so no file appears between the check and the rename.
             Err(error) if NO_NOREPLACE.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) => {
                 match to.symlink_metadata() {
                     Ok(_) => Err(io::Error::from(io::ErrorKind::AlreadyExists)).describe("rename a file to", to),

@@ -10,9 +10,9 @@
 //!   └ one report per line ─────────────┘└ preallocated
 //! ```
 //!
-//! JSON contains no NUL byte, so the first one marks the end. A journal belongs to the process that has locked it (flock).
-//! A journal without a lock is an orphan, and any process may recover it. A journal is created as a temporary file, and
-//! gets its name with the first write.
+//! JSON contains no NUL byte, so the first one marks the end. A journal belongs to the process that has locked it
+//! (flock). A journal without a lock is an orphan, and any process may recover it. A journal is created as a temporary
+//! file, and gets its name with the first write.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -26,6 +26,7 @@ use crossbeam_queue::ArrayQueue;
 use super::batch_id::BatchId;
 use super::disk::Disk;
 use super::disk_error::Describe;
+use super::orphan::is_same_file;
 use super::temp_file::TempFile;
 
 /// The directory of journals within the data directory.
@@ -195,10 +196,13 @@ impl Journal {
         self.disk.sync_dir(&dir(&self.data_dir))
     }
 
-    /// Whether the journal has its name. Only then can recovery find it.
+    /// Whether recovery can find the journal: it has its name, and nobody has removed or replaced it.
     #[must_use]
-    pub fn is_named(&self) -> bool {
-        matches!(*self.state(), State::Named(_))
+    pub fn is_recoverable(&self) -> bool {
+        match &*self.state() {
+            State::Named(path) => is_same_file(&self.file, path).unwrap_or(false),
+            State::Unnamed(_) | State::Removed => false,
+        }
     }
 
     /// Whether the journal is as it was created.

@@ -9,9 +9,9 @@
 //!   quarantine/                                             corrupt bytes, for a person to inspect
 //! ```
 //!
-//! A batch is in exactly one of three durable states, and moves through them in order: journal, staged file, report file.
-//! Each step removes the state before it. So a batch is published exactly once, even if a consumer removes the report
-//! file at once and the process crashes at any point.
+//! A batch is in exactly one of three durable states, and moves through them in order: journal, staged file, report
+//! file. Each step removes the state before it. So a batch is published exactly once, even if a consumer removes the
+//! report file at once and the process crashes at any point.
 
 mod batch_id;
 mod data_dir;

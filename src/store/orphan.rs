@@ -2,7 +2,7 @@
 //!
 //! The owner of a file holds a lock on it (flock). The kernel releases the lock when the owner dies.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -36,10 +36,17 @@ pub(super) fn lock(disk: &Disk, path: &Path) -> io::Result<Found> {
         Err(error) => return Err(io::Error::from(error)).describe("lock", path),
     }
     // Between the open and the lock, the owner or another recovery may have removed or replaced the file.
-    let (opened, named) = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        named => (file.metadata().describe("inspect", path)?, named.describe("inspect", path)?),
-    };
-    let is_same = (opened.dev(), opened.ino()) == (named.dev(), named.ino());
-    Ok(if is_same && opened.is_file() { Found::Orphan(file) } else { Found::Nothing })
+    Ok(if is_same_file(&file, path)? { Found::Orphan(file) } else { Found::Nothing })
+}
+
+/// Whether `path` is a name of the open file.
+pub(super) fn is_same_file(file: &File, path: &Path) -> io::Result<bool> {
+    let opened = file.metadata().describe("inspect", path)?;
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        named => {
+            let named = named.describe("inspect", path)?;
+            Ok((opened.dev(), opened.ino()) == (named.dev(), named.ino()))
+        }
+    }
 }

@@ -10,13 +10,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::batch_id::BatchId;
 use super::data_dir::Store;
 use super::disk_error::{Describe, is_unreadable};
+use super::orphan::is_same_file;
 use super::quarantine;
 use super::report_file::{self, Compression};
 use super::temp_file::TempFile;
@@ -60,7 +60,7 @@ impl Store {
             self.disk.discard_any([temp.path(), &path]);
             let (_, file) = temp.into_parts();
             // If the file is still there, its lock must outlive this call. An earlier file of this name keeps its lock.
-            if is_same_file(&file, &path) {
+            if is_same_file(&file, &path).unwrap_or(true) {
                 self.incomplete().insert(id, file);
             }
             return Err(error);
@@ -70,7 +70,8 @@ impl Store {
         Ok(Staged { id, bytes, path, locked: file })
     }
 
-    /// Gives a staged report file its final name. An existing file is never replaced. The journal must be removed before.
+    /// Gives a staged report file its final name. An existing file is never replaced. The journal must be removed
+    /// before.
     ///
     /// # Errors
     /// Errors of the file system. The file is staged or published then. Recovery finishes the work.
@@ -116,11 +117,6 @@ impl Store {
     }
 }
 
-fn is_same_file(file: &File, path: &Path) -> bool {
-    let ids = file.metadata().and_then(|opened| Ok((opened, path.symlink_metadata()?)));
-    ids.is_ok_and(|(opened, named)| (opened.dev(), opened.ino()) == (named.dev(), named.ino()))
-}
-
 /// The lines that are not in `published`. A line that occurs several times counts as often.
 fn missing_lines<'a>(lines: &'a [u8], published: &'a [u8]) -> Vec<&'a [u8]> {
     let split = |bytes: &'a [u8]| bytes.split_inclusive(|byte| *byte == b'\n');
@@ -139,7 +135,8 @@ fn missing_lines<'a>(lines: &'a [u8], published: &'a [u8]) -> Vec<&'a [u8]> {
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::path::Path;
     use std::time::Duration;
 
     use super::*;

@@ -8,8 +8,8 @@
 //! - All other bytes of a journal were never acknowledged, or the disk has changed them. They are copied to
 //!   `DATA_DIR/quarantine/`.
 //!
-//! A crash at any point leaves a journal or a staged file, from which the next recovery continues. Recovery lists only the
-//! directories of journals and temporary files, never the report files.
+//! A crash at any point leaves a journal or a staged file, from which the next recovery continues. Recovery lists only
+//! the directories of journals and temporary files, never the report files.
 
 use std::collections::HashSet;
 use std::io;

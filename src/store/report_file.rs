@@ -1,7 +1,7 @@
 //! The content of report files: one zstd frame with content size and checksum, and in it one report per line.
 //!
-//! A persisted format: changing it is a breaking change. No dictionary and no skippable frames, because some readers stop
-//! after the first frame.
+//! A persisted format: changing it is a breaking change. No dictionary and no skippable frames, because some readers
+//! stop after the first frame.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -81,8 +81,8 @@ impl TempFile {
     }
 }
 
-/// Removes the temporary files without an owner from a directory. Errors are logged. A file that fails does not affect the
-/// others.
+/// Removes the temporary files without an owner from a directory. Errors are logged. A file that fails does not affect
+/// the others.
 pub(super) fn sweep(disk: &Disk, dir: &Path) {
     let log = |error: io::Error| tracing::error!(%error, "can't remove the temporary files of a dead server");
     let paths = sorted_paths(disk, dir).unwrap_or_else(|error| {

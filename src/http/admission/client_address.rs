@@ -1,8 +1,8 @@
 //! The address of a client that may be behind proxies.
 //!
 //! A client can send any header. Only entries that trusted proxies have added count. They are read from the right: the
-//! last entry is from the peer, the entry before it from the host that the last entry names, and so on, as long as these
-//! hosts are trusted.
+//! last entry is from the peer, the entry before it from the host that the last entry names, and so on, as long as
+//! these hosts are trusted.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -12,7 +12,8 @@ use hyper::header::{
 };
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
-/// How long a browser may cache the answer to a preflight, in seconds. It is Chromium's limit, the lowest of all browsers.
+/// How long a browser may cache the answer to a preflight, in seconds. It is Chromium's limit, the lowest of all
+/// browsers.
 const MAX_AGE_SECONDS: &str = "7200";
 
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");

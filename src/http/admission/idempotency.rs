@@ -33,12 +33,14 @@ pub(in crate::http) type Key = [u64; 2];
 pub(in crate::http) struct Repeats {
     accepted: Cache<Key, usize>,
     hashers: [RandomState; 2],
-    /// Permits for requests in progress. They continue when their clients disconnect, so they need a limit of their own.
+    /// Permits for requests in progress. They continue when their clients disconnect, so they need a limit of their
+    /// own.
     permits: Arc<Semaphore>,
 }
 
 impl Repeats {
-    /// Remembers a request for `window` after it was stored. At most `max_connections` requests are in progress at once.
+    /// Remembers a request for `window` after it was stored. At most `max_connections` requests are in progress at
+    /// once.
     pub(in crate::http) fn new(window: Duration, max_connections: usize) -> Self {
         let accepted = Cache::builder()
             .max_capacity(MAX_KEYS)
@@ -70,8 +72,8 @@ impl Repeats {
     }
 
     /// Runs `store`, which returns the number of stored reports, unless a request with this key was stored before: then
-    /// returns its result. Waits for a request with this key that is in progress. A request that fails is forgotten, and
-    /// requests that have waited for it fail in the same way.
+    /// returns its result. Waits for a request with this key that is in progress. A request that fails is forgotten,
+    /// and requests that have waited for it fail in the same way.
     pub(in crate::http) async fn once(
         &self,
         key: Key,

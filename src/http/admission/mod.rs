@@ -35,8 +35,8 @@ impl Admission {
         Self { keys, by_address: by_address.map(RateLimit::new), by_key: by_key.map(RateLimit::new) }
     }
 
-    /// Admits a request of the client whose address `client` returns. A request with a wrong key also uses up a token of
-    /// its address, which limits the guessing of keys.
+    /// Admits a request of the client whose address `client` returns. A request with a wrong key also uses up a token
+    /// of its address, which limits the guessing of keys.
     pub(super) fn admit<B>(&self, client: impl FnOnce() -> IpAddr, request: &Request<B>) -> Result<(), ApiError> {
         let exceeded = |limit| move |wait: Duration| ApiError::RateLimited { limit, wait };
         if let Some(limit) = &self.by_address {

@@ -21,9 +21,9 @@ impl BodyBuffer {
         Ok(Self { bytes: Vec::new(), permits, max_bytes })
     }
 
-    /// Makes the capacity at least `bytes`. If it has to grow, it becomes at least `at_once` and at least doubles, as far
-    /// as `MAX_BODY_BYTES` permits. Memory is allocated as bytes arrive, not as they are announced, and never more than is
-    /// counted.
+    /// Makes the capacity at least `bytes`. If it has to grow, it becomes at least `at_once` and at least doubles, as
+    /// far as `MAX_BODY_BYTES` permits. Memory is allocated as bytes arrive, not as they are announced, and never more
+    /// than is counted.
     pub(super) fn reserve(&mut self, bytes: usize, at_once: usize) -> Result<(), ApiError> {
         if bytes > self.max_bytes {
             return Err(self.too_large());

@@ -1,7 +1,7 @@
 //! The accepted content types.
 //!
-//! The body itself shows whether it contains reports. So the server accepts every type that clients use for JSON, also by
-//! default: browsers send strings as `text/plain`, and `curl -d` sends the type of a form.
+//! The body itself shows whether it contains reports. So the server accepts every type that clients use for JSON, also
+//! by default: browsers send strings as `text/plain`, and `curl -d` sends the type of a form.
 
 use hyper::HeaderMap;
 use hyper::header::CONTENT_TYPE;

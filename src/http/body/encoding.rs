@@ -1,7 +1,10 @@
 //! Content encodings, and decoding within the limits of a body.
 //!
-//! A body is decoded in one go when all of it has arrived. So a slow client holds only the bytes that it has sent, and
-//! there are never more decoders, each with its window, than request threads.
+//! A body is decoded when all of it has arrived, so a slow client holds only the bytes that it has sent. Decoding
+//! yields often, because one worker serves many connections. The number of concurrent decoders, each with its window,
+//! is limited.
+
+use std::time::{Duration, Instant};
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
 use flate2::{Decompress, FlushDecompress, Status};
@@ -23,6 +26,15 @@ const GZIP_WINDOW_LOG: u8 = 15;
 
 /// Minimum initial memory for a decoded body, as far as the limits permit it.
 const LEAST_BYTES: usize = 4 * 1024;
+
+/// Maximum number of zstd frames or gzip members in a body. Each one costs several microseconds, even if it is empty.
+const MAX_FRAMES: usize = 256;
+
+/// Maximum number of bytes that are decoded at once. Most encodings decode them within a few hundred microseconds.
+const SLICE_BYTES: usize = 16 * 1024;
+
+/// How long a task decodes before it yields to the other tasks of its worker.
+const YIELD_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A content encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,13 +80,18 @@ impl Encoding {
         }
     }
 
-    /// Decodes all of `encoded` and appends the result to `decoded`.
-    pub(in crate::http) fn decode(self, encoded: &[u8], decoded: &mut BodyBuffer) -> Result<(), ApiError> {
+    /// Decodes all of `encoded` and appends the result to `decoded`. Yields about once per millisecond.
+    pub(in crate::http) async fn decode(self, encoded: &[u8], decoded: &mut BodyBuffer) -> Result<(), ApiError> {
         let broken = |reason: String| ApiError::NotDecodable { encoding: self.name(), reason };
         let mut left = encoded;
-        let mut ended_once = false;
+        let mut frames = 1;
         let mut decoder = Decoder::new(self, left);
+        let mut resumed = Instant::now();
         loop {
+            if resumed.elapsed() >= YIELD_INTERVAL {
+                tokio::task::yield_now().await;
+                resumed = Instant::now();
+            }
             // At the limit, the end may follow. If a byte follows, the body is too large.
             let mut beyond = Vec::new();
             let to = if decoded.is_full() {
@@ -85,18 +102,27 @@ impl Encoding {
                 decoded.spare()
             };
             let before = (left.len(), to.len());
-            let ended = decoder.run(&mut left, to).map_err(|reason| match ended_once && before.1 == to.len() {
+            let mut slice = &left[..left.len().min(SLICE_BYTES)];
+            let slice_bytes = slice.len();
+            let ended = decoder.run(&mut slice, to).map_err(|reason| match frames > 1 && before.1 == to.len() {
                 true => broken("other bytes follow the end".to_owned()),
                 false => broken(reason),
             })?;
+            left = &left[slice_bytes - slice.len()..];
             let wants_more = to.len() < to.capacity() && (left.is_empty() || before == (left.len(), to.len()));
             if !beyond.is_empty() {
                 return Err(decoded.too_large());
             }
             match (ended, self) {
                 (true, _) if left.is_empty() => return Ok(()),
+                (true, Self::Gzip | Self::Zstd) if frames == MAX_FRAMES => {
+                    return Err(broken(format!("it has more than {MAX_FRAMES} frames or members")));
+                }
                 // Several members or frames are permitted.
-                (true, Self::Gzip | Self::Zstd) => (ended_once, decoder) = (true, Decoder::new(self, left)),
+                (true, Self::Gzip | Self::Zstd) => {
+                    decoder.restart();
+                    frames += 1;
+                }
                 (true, Self::Deflate | Self::Brotli) => return Err(broken("other bytes follow the end".to_owned())),
                 (false, _) if wants_more => return Err(broken("it ends too early".to_owned())),
                 (false, _) => {}
@@ -128,6 +154,16 @@ impl Decoder {
                 let alloc = StandardAlloc::default;
                 Self::Brotli(Box::new(BrotliState::new_strict(alloc(), alloc(), alloc())))
             }
+        }
+    }
+
+    /// Prepares the decoder for the next frame or member.
+    fn restart(&mut self) {
+        match self {
+            // Not `reset`, which expects a zlib header.
+            Self::Inflate(inflate) => *inflate = Decompress::new_gzip(GZIP_WINDOW_LOG),
+            Self::Zstd(decoder) => decoder.reinit().expect("a decoder can be reset"),
+            Self::Brotli(_) => unreachable!("a br body is one stream"),
         }
     }
 
@@ -167,8 +203,8 @@ impl Decoder {
     }
 }
 
-/// Whether the body begins with a zlib header (RFC 1950). Plain deflate could only begin like that with a stored block with
-/// stray bits, which no encoder produces.
+/// Whether the body begins with a zlib header (RFC 1950). Plain deflate could only begin like that with a stored block
+/// with stray bits, which no encoder produces.
 fn has_zlib_header(encoded: &[u8]) -> bool {
     match encoded {
         [method, flags, ..] => {
@@ -221,9 +257,13 @@ mod tests {
     fn decode(encoding: Encoding, encoded: &[u8]) -> Result<Vec<u8>, ApiError> {
         let inflight = Arc::new(Semaphore::new(MAX_BYTES));
         let mut decoded = BodyBuffer::new(&inflight, MAX_BYTES).unwrap();
-        encoding.decode(encoded, &mut decoded)?;
+        block_on(encoding.decode(encoded, &mut decoded))?;
         assert!(decoded.spare().capacity() <= MAX_BYTES);
         Ok(decoded.as_bytes().to_vec())
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
     }
 
     fn reason(encoding: Encoding, encoded: &[u8]) -> String {
@@ -289,6 +329,21 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_frames_is_limited() {
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            let empty = encode(encoding, b"");
+            assert_eq!(decode(encoding, &empty.repeat(MAX_FRAMES)).unwrap(), b"", "{encoding:?}");
+            for frames in [MAX_FRAMES + 1, 50_000] {
+                let reason = reason(encoding, &empty.repeat(frames));
+                assert_eq!(reason, "it has more than 256 frames or members", "{encoding:?}");
+            }
+        }
+        // A skippable frame (RFC 8878, section 3.1.2) without content.
+        let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+        assert_eq!(reason(Encoding::Zstd, &skippable.repeat(50_000)), "it has more than 256 frames or members");
+    }
+
+    #[test]
     fn deflate_is_accepted_with_and_without_a_zlib_header() {
         let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(b"{\"a\":1}").unwrap();
@@ -321,7 +376,7 @@ mod tests {
         let inflight = Arc::new(Semaphore::new(MAX_BYTES - 1));
         let encoded = encode(Encoding::Gzip, &vec![b' '; MAX_BYTES]);
         let mut decoded = BodyBuffer::new(&inflight, MAX_BYTES).unwrap();
-        let refused = Encoding::Gzip.decode(&encoded, &mut decoded);
+        let refused = block_on(Encoding::Gzip.decode(&encoded, &mut decoded));
         assert!(matches!(refused, Err(ApiError::TooManyInFlight)), "{refused:?}");
         assert_eq!(MAX_BYTES - 1 - inflight.available_permits(), decoded.spare().capacity());
         drop(decoded);

@@ -68,9 +68,10 @@ async fn next_piece(context: &mut RequestContext<'_>, incoming: &mut Incoming) -
     }
 }
 
-/// Decodes a body.
-pub(in crate::http) fn decode(app: &App, encoded: &Body, encoding: Encoding) -> Result<Body, ApiError> {
+/// Decodes a body, as soon as one of the permits for decoders is free.
+pub(in crate::http) async fn decode(app: &App, encoded: &Body, encoding: Encoding) -> Result<Body, ApiError> {
+    let _permit = app.decoders.acquire().await.expect("the semaphore is never closed");
     let mut decoded = BodyBuffer::new(&app.inflight, app.limits.max_body_bytes)?;
-    encoding.decode(encoded.as_bytes(), &mut decoded)?;
+    encoding.decode(encoded.as_bytes(), &mut decoded).await?;
     Ok(Body::Buffer(decoded))
 }

@@ -1,7 +1,7 @@
 //! Stamps: members that the server adds to each report.
 //!
-//! A stamp is a top-level member whose name begins with `_`. The server never overwrites a member: a report that already
-//! has a member of that name is refused.
+//! A stamp is a top-level member whose name begins with `_`. The server never overwrites a member: a report that
+//! already has a member of that name is refused.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,7 +1,7 @@
 //! The phase of a connection and its deadline.
 //!
-//! A timer per header, body and pause would be set and cancelled with every request. Instead, each phase only stores its
-//! deadline. One timer per connection is moved when it fires too early, or when an earlier deadline is stored.
+//! A timer per header, body and pause would be set and cancelled with every request. Instead, each phase only stores
+//! its deadline. One timer per connection is moved when it fires too early, or when an earlier deadline is stored.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -69,8 +69,8 @@ pub(super) enum Expired {
 
 /// The connection's phase and deadline.
 ///
-/// With HTTP/1, almost all accesses come from the task of the connection. With HTTP/2, they come from several tasks, and
-/// the connection may notice a change late. So all orderings are Relaxed.
+/// With HTTP/1, almost all accesses come from the task of the connection. With HTTP/2, they come from several tasks,
+/// and the connection may notice a change late. So all orderings are Relaxed.
 #[derive(Debug)]
 pub(super) struct Deadlines {
     opened: Instant,

@@ -75,8 +75,8 @@ async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> R
         async move {
             let mut response = H::answer(RequestContext::new(&guard), request).await;
             if guard.connection.app.drain.is_announced() && version != Version::HTTP_2 {
-                // The client, or its load balancer, reconnects, perhaps to another server. So no connection is left that
-                // would have to be closed while a request arrives.
+                // The client, or its load balancer, reconnects, perhaps to another server. So no connection is left
+                // that would have to be closed while a request arrives.
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response.map(|body| guard.answer_body(body)))
@@ -84,8 +84,8 @@ async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> R
     });
     let mut protocol = Protocol::new(TimedStream { stream, connection: Arc::clone(connection) }, service);
 
-    // Polled once, to register the waker of this task. The waker does not change, and each further poll would take a lock
-    // that all connections share.
+    // Polled once, to register the waker of this task. The waker does not change, and each further poll would take a
+    // lock that all connections share.
     let mut drain = pin!(app.drain.started());
     poll_fn(|cx| Poll::Ready(drain.as_mut().poll(cx).is_ready())).await;
     let mut is_draining = false;

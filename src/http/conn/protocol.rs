@@ -20,15 +20,15 @@ use super::timed_stream::TimedStream;
 /// Maximum size of the request line and headers, in bytes. A longer header is answered with 431.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
-/// Maximum number of bytes that are read from one connection at once. A longer body arrives in several pieces, which are
-/// collected in memory that counts towards `INFLIGHT_BYTES`.
+/// Maximum number of bytes that are read from one connection at once. A longer body arrives in several pieces, which
+/// are collected in memory that counts towards `INFLIGHT_BYTES`.
 const MAX_READ_BYTES: usize = 32 * 1024;
 
 /// Maximum number of open requests on one HTTP/2 connection, the minimum that RFC 9113 recommends.
 const MAX_STREAMS: u32 = 100;
 
-/// Bytes that a client may send on an HTTP/2 connection, or for one of its bodies, before the server has read them. hyper
-/// holds them in memory.
+/// Bytes that a client may send on an HTTP/2 connection, or for one of its bodies, before the server has read them.
+/// hyper holds them in memory.
 const WINDOW_BYTES: u32 = 64 * 1024 - 1;
 
 /// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4). No HTTP/1 request begins with them.
@@ -122,8 +122,8 @@ where
     }
 }
 
-/// Does not consume the bytes. Fewer bytes than [`MIN_PREFACE_BYTES`] count as HTTP/1: no client sends the preface in such
-/// small pieces.
+/// Does not consume the bytes. Fewer bytes than [`MIN_PREFACE_BYTES`] count as HTTP/1: no client sends the preface in
+/// such small pieces.
 fn begins_with_preface(stream: &TimedStream, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
     let mut bytes = [0; PREFACE.len()];
     let mut bytes = ReadBuf::new(&mut bytes);

@@ -34,8 +34,8 @@ pub(super) async fn client(app: &App, stream: &mut TcpStream, peer: IpAddr) -> R
     }
 }
 
-/// Reads exactly the header. Returns the client's address. `None` if the header does not contain one, or if the connection
-/// belongs to the proxy itself, as for health checks.
+/// Reads exactly the header. Returns the client's address. `None` if the header does not contain one, or if the
+/// connection belongs to the proxy itself, as for health checks.
 ///
 /// # Errors
 /// Errors of the connection. `InvalidData` if the connection does not begin with a PROXY header.

@@ -169,8 +169,8 @@ impl<'a> RequestContext<'a> {
         self.timer.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx).is_ready()
     }
 
-    /// Discards the rest of a refused body. The answer is sent at once. But a client that is still sending would not read
-    /// the answer if the connection were closed, so the body is read for a while.
+    /// Discards the rest of a refused body. The answer is sent at once. But a client that is still sending would not
+    /// read the answer if the connection were closed, so the body is read for a while.
     pub(in crate::http) fn discard(&self, body: Incoming) {
         // HTTP/2 tells the client to stop sending.
         if !self.is_http2 {

@@ -98,7 +98,7 @@ async fn store(app: &App, body: Body, encoding: Option<Encoding>, stamps: Option
     let (ticket, count) = {
         let body = match encoding {
             None => body,
-            Some(encoding) => body::decode(app, &body, encoding)?,
+            Some(encoding) => body::decode(app, &body, encoding).await?,
         };
         let mut reports = Reports::check(body.as_bytes())?;
         if let Some(stamps) = stamps {
