@@ -537,6 +537,9 @@ fn a_refused_append_does_not_wake_the_maintenance_thread() {
         let (_store, buffer) = journaled(dir.path(), batches, 0);
         let report = Reports::check(b"{}").unwrap();
         while buffer.append(&report).is_ok() {}
+        if batches == 2 {
+            buffer.prepare_journals().unwrap();
+        }
         buffer.set_maintenance(thread::current(), crossbeam_utils::sync::Parker::new().unparker().clone());
         // If `append` unparks this thread, `park_timeout` returns early. `park_timeout` may also return early without a
         // reason, so one attempt of several must wait.

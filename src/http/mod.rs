@@ -1,5 +1,7 @@
 //! HTTP: connections, limits, routes and answers.
 //!
+//! A request passes through these modules:
+//!
 //! ```text
 //!   conn  ──►  routes  ──►  admission, body  ──►  error
 //! ```
