@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::buffer::{Batch, Buffer};
 use crate::maintenance::lower_priority;
-use crate::store::{BatchId, Compression, Store};
+use crate::store::{BatchId, Compression, Pending, Store};
 
 /// Pause before a batch is retried. It doubles from the first value to the last.
 const RETRY_FIRST: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
@@ -112,19 +112,17 @@ impl Flusher {
                 batch.settle();
             }
             Err(error) => {
-                self.store.health().report(&error);
-                let retry_ms = self.retry_later(batch).as_millis() as u64;
-                tracing::error!(batch = %batch.id(), %error, retry_ms, "can't write a report file; retrying");
+                self.store.health().report(&error, "can't write a report file; retrying");
+                self.retry_later(batch);
             }
         }
     }
 
-    /// Puts a batch that failed back into the queue. Returns the pause before it is tried again.
-    fn retry_later(&mut self, batch: &Arc<Batch>) -> Duration {
+    /// Puts a batch that failed back into the queue, and sets the pause before it is tried again.
+    fn retry_later(&mut self, batch: &Arc<Batch>) {
         let pause = self.retries.get(&batch.id()).map_or(RETRY_FIRST, |retry| (2 * retry.pause).min(RETRY_LAST));
         self.retries.insert(batch.id(), Retry { due: Instant::now() + pause, pause });
         self.buffer.return_sealed(Arc::clone(batch));
-        pause
     }
 
     /// Stages and publishes a sealed batch.
@@ -140,22 +138,19 @@ impl Flusher {
             }
         };
         let Some((_, last)) = batch.times() else { return Ok(()) };
-        let reports: usize = lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum();
         let bytes_in: usize = lines.iter().map(|lines| lines.len()).sum();
         let started = Instant::now();
-        let staged = self.store.stage(batch.id(), &lines, last, compression)?;
-        let published = batch.remove_journal().and_then(|()| self.store.publish(&staged, compression));
-        let (file, bytes_out) = (staged.id.report_file(), staged.bytes);
-        drop(staged);
+        let mut staged = self.store.stage(batch.id(), &lines, last, compression)?;
+        let published = batch.remove_journal().and_then(|()| self.store.publish(&mut staged, compression));
+        let (file, reports, bytes_out) = (staged.id.report_file(), staged.reports, staged.bytes);
         match published {
             Ok(()) => {
                 let ms = started.elapsed().as_millis() as u64;
                 tracing::info!(file, reports, bytes_in, bytes_out, ms, "published");
             }
             Err(error) => {
-                self.store.health().report(&error);
-                tracing::error!(file, %error, "can't publish a staged report file; retrying");
-                self.buffer.add_staged(batch.id());
+                self.store.health().report(&error, "can't publish a staged report file; retrying");
+                self.buffer.add_staged(Pending::staged(staged, batch.journal_handle()));
             }
         }
         Ok(())

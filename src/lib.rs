@@ -9,8 +9,9 @@
 //!    report.
 //! 3. [`buffer`] appends the lines to the active batch without a lock: reserve, copy, commit, in the chunk of the
 //!    calling thread.
-//! 4. The request waits for its ticket. One of the waiting requests leads: it writes all new lines to the journal in
-//!    [`store`], and syncs the journal if `ACK=disk`. Then all of them are answered with 200.
+//! 4. The request waits for its ticket. One of the waiting requests leads: it has the committer, a thread, write all
+//!    new lines to the journal in [`store`], and sync the journal if `ACK=disk`. Then all of them are answered with 200.
+//!    Request threads never wait for the disk.
 //! 5. When the batch is full, or its first report is `FLUSH_INTERVAL` old, a free batch takes its place. The old batch
 //!    is sealed.
 //! 6. [`flush`] waits for the last writer of the sealed batch and passes its lines to [`store`], which compresses and
@@ -18,8 +19,8 @@
 //! 7. The journal is removed, and the staged file is renamed to its final name. The last reference to the batch is
 //!    dropped, which returns its memory.
 //!
-//! [`maintenance`] runs beside this path: it creates journals ahead of time, watches the disk, and recovers the
-//! journals of dead servers.
+//! [`maintenance`] runs beside this path: it creates journals ahead of time, spills batches, watches the disk, and
+//! recovers the journals of dead servers.
 //!
 //! ```text
 //!   cli ──► server ──► http ──► buffer ──► store        imports point one way
@@ -40,7 +41,7 @@
 //! - Memory is limited: `BUFFER_BYTES` for batches; `INFLIGHT_BYTES` for bodies that arrive in pieces or compressed,
 //!   and as much again for arrays and objects with line breaks; one decoder per worker; one read buffer per connection
 //!   (with HTTP/2 a window of about that size); a fixed number of idempotency keys. In a burst, a sealed batch that is
-//!   completely in its journal releases its memory, within `SPILL_BYTES`, and recovery publishes the journal. Beyond
+//!   completely in its journal releases its memory, within `SPILL_BYTES`, and is published from its journal. Beyond
 //!   that, requests wait for a moment and are then refused.
 //!
 //! # What a 200 guarantees

@@ -27,6 +27,9 @@ const RECOVERY_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause after a recovery that left batches, or after an error.
 const RETRY: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 1000 });
 
+/// Pause before a batch is spilled that could not be spilled yet.
+const SPILL_RETRY: Duration = Duration::from_millis(10);
+
 /// The background maintenance of one server.
 #[derive(Debug, Clone)]
 pub struct Maintenance {
@@ -56,12 +59,11 @@ impl Maintenance {
         Ok(thread)
     }
 
-    /// Runs `flush`, which drains the closed buffer, and then recovers all spilled batches. Retries without a limit.
-    /// The order matters: a late request may spill a batch after the close, but before the buffer is drained.
-    pub fn recover_spilled_after<T>(&self, flush: impl FnOnce() -> T) -> T {
+    /// Runs `flush`, which drains the closed buffer, and then publishes the batches without memory. Retries without a
+    /// limit. The order matters: a batch may be spilled after the close, but before the buffer is drained.
+    pub fn publish_pending_after<T>(&self, flush: impl FnOnce() -> T) -> T {
         let flushed = flush();
-        let mut unrecognized = Unrecognized::new();
-        while self.buffer.has_spilled() && self.recover_once(&mut unrecognized) {
+        while !self.publish_pending() {
             thread::sleep(RETRY);
         }
         flushed
@@ -70,23 +72,26 @@ impl Maintenance {
     fn run(&self) {
         lower_priority();
         let mut next_check = Instant::now();
-        let mut last_error = String::new();
         while !self.buffer.is_drained() {
             // A panic counts as an error. Without this thread, there would soon be no journals.
             let done = panic::catch_unwind(AssertUnwindSafe(|| {
                 // Requests may wake this thread often. They do not need more checks of the disk.
                 if next_check <= Instant::now() {
                     next_check = Instant::now() + DISK_INTERVAL;
-                    self.check_disk(&mut last_error);
+                    self.check_disk();
+                }
+                if self.buffer.wants_spill() {
+                    self.buffer.spill();
                 }
                 self.buffer.prepare_journals()
             }));
             match done {
+                // The batch may be spilled as soon as its last group is durable.
+                Ok(Ok(())) if self.buffer.wants_spill() => thread::park_timeout(SPILL_RETRY),
                 Ok(Ok(())) => thread::park_timeout(next_check.saturating_duration_since(Instant::now())),
                 failed => {
                     if let Ok(Err(error)) = failed {
-                        self.store.health().report(&error);
-                        log_once(&mut last_error, &error, "can't create a journal; retrying");
+                        self.store.health().report(&error, "can't create a journal; retrying");
                     }
                     // Not parked: requests must not shorten the pause.
                     thread::sleep(RETRY);
@@ -94,20 +99,19 @@ impl Maintenance {
             }
         }
         self.buffer.discard_journals();
+        self.store.sweep();
     }
 
     /// Refuses appends while the disk is nearly full, so that there is space for the reports that are held. Clears the
     /// last disk error when the disk works again.
-    fn check_disk(&self, last_error: &mut String) {
+    fn check_disk(&self) {
         if self.store.health().error().is_some() && self.store.probe().is_ok() {
             self.store.health().clear();
-            last_error.clear();
         }
         let is_full = match self.store.free_bytes() {
             Ok(free_bytes) => free_bytes < self.min_free_bytes,
             Err(error) => {
-                self.store.health().report(&error);
-                log_once(last_error, &error, "can't determine the free disk space");
+                self.store.health().report(&error, "can't determine the free disk space");
                 false
             }
         };
@@ -130,29 +134,27 @@ impl Maintenance {
         }
     }
 
-    /// Recovers what can be recovered. Returns whether spilled batches are left.
+    /// Publishes the batches of this server that have no memory, and recovers the batches of dead servers. Returns
+    /// whether any batches of this server are left.
     pub(crate) fn recover_once(&self, unrecognized: &mut Unrecognized) -> bool {
+        let is_done = self.publish_pending();
         if let Err(error) = recover(&self.store, self.compression, unrecognized) {
-            tracing::error!(%error, "can't look for journals to recover");
+            self.store.health().log(&error, "can't look for journals to recover");
         }
-        if !self.buffer.has_spilled() {
-            return false;
-        }
-        // A file that got its name may not have been synced.
-        if let Err(error) = self.store.sync() {
-            tracing::error!(%error, "can't sync the data directory; retrying");
-            return true;
-        }
-        self.buffer.remove_published(|id| self.store.is_pending(id))
+        !is_done
     }
-}
 
-/// Logs an error, unless it is the same as the last one: the attempt is repeated every few seconds.
-fn log_once(last_error: &mut String, error: &io::Error, message: &str) {
-    let text = error.to_string();
-    if text != *last_error {
-        tracing::error!(%error, "{message}");
-        *last_error = text;
+    /// Publishes the batches that have released their memory. Returns whether there are none left.
+    fn publish_pending(&self) -> bool {
+        for pending in self.buffer.unpublished() {
+            match self.store.finish(&pending, self.compression) {
+                Ok(()) => self.buffer.remove_published(&pending),
+                Err(error) => {
+                    self.store.health().report(&error, "can't publish a batch; retrying later");
+                }
+            }
+        }
+        !self.buffer.has_unpublished()
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::buffer::{Buffer, BufferLayout};
+use crate::buffer::{Buffer, BufferLayout, MAX_SPILLED};
 use crate::config::{Ack, Config};
 use crate::flush::Flusher;
 use crate::http::{self, App};
@@ -22,7 +22,7 @@ use crate::store::{Compression, Store};
 /// Pause after a failed accept. Without file descriptors or memory, the next accept would fail as well.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// File descriptors that are not connections.
+/// File descriptors that are neither connections nor journals of spilled batches.
 const OTHER_FILES: u64 = 128;
 
 /// Time between two log lines that count refused requests.
@@ -57,8 +57,7 @@ pub async fn run(
     };
     let maintenance_thread = maintenance.spawn()?;
     let flusher = Flusher::new(Arc::clone(&buffer), Arc::clone(&store), compression, config.flush_interval).spawn()?;
-    // Starts the thread that syncs journals. tokio would panic later if the system could not start it.
-    tokio::task::spawn_blocking(|| {}).await.map_err(io::Error::other)?;
+    buffer.spawn_committer()?;
     let app = Arc::new(App::new(&config, Arc::clone(&buffer), store));
     let connections = Connections::new(&config);
     let address = listener.local_addr()?;
@@ -88,7 +87,7 @@ pub async fn run(
     // Without a time limit, because acknowledged reports must not be given up. A second signal ends the process.
     // On this thread, because the system may not be able to start another one.
     let flushed = tokio::task::block_in_place(move || {
-        maintenance.recover_spilled_after(|| flusher.join())?;
+        maintenance.publish_pending_after(|| flusher.join())?;
         maintenance_thread.thread().unpark();
         maintenance_thread.join()
     });
@@ -133,7 +132,8 @@ struct Connections {
 impl Connections {
     fn new(config: &Config) -> Self {
         let wanted = config.max_connections as u64;
-        let max = raise_file_limit(wanted + OTHER_FILES).saturating_sub(OTHER_FILES).clamp(1, wanted);
+        let other = OTHER_FILES + (config.spill_bytes / config.batch_bytes).min(MAX_SPILLED) as u64;
+        let max = raise_file_limit(wanted + other).saturating_sub(other).clamp(1, wanted);
         if max < wanted {
             tracing::warn!(max, wanted, "fewer connections than MAX_CONNECTIONS: the limit of open files is too low");
         }

@@ -1,15 +1,17 @@
 //! A batch: the unit of swapping and flushing. It has one chunk per shard. One batch becomes one report file.
 
 use std::mem;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use super::batch_journal::BatchJournal;
 use super::chunk::Nanos;
+use super::committer::CommitQueue;
 use super::pool::{Chunks, Pool};
 use crate::config::Ack;
-use crate::store::BatchId;
+use crate::store::{BatchId, Journal, Pending};
 
 /// A lease on memory. A batch takes its chunks from the pool when it is created, and returns them when its last `Arc`
 /// is dropped. So no late writer or waiter can exist when the memory is used again.
@@ -33,7 +35,7 @@ impl Batch {
             Some(journals) => Some(journals.take()?),
         };
         let Some(chunks) = pool.take_memory() else {
-            journal.into_iter().zip(&pool.journals).for_each(|(journal, journals)| journals.give_back(journal));
+            journal.into_iter().zip(&pool.journals).for_each(|(journal, journals)| journals.retire(journal));
             return None;
         };
         if journal.is_some() {
@@ -71,6 +73,18 @@ impl Batch {
         self.pool.ack
     }
 
+    pub(super) fn now_ns(&self) -> Nanos {
+        self.pool.now_ns()
+    }
+
+    pub(super) fn commit_queue(&self) -> &Arc<CommitQueue> {
+        &self.pool.commits
+    }
+
+    pub(super) fn wake_flusher(&self) {
+        self.pool.wake_flusher();
+    }
+
     /// The journal of a batch that [has one](Self::has_journal).
     ///
     /// # Panics
@@ -93,14 +107,15 @@ impl Batch {
         *self.id.get_or_init(|| BatchId::new(self.times().map_or_else(SystemTime::now, |(first, _)| first)))
     }
 
-    /// The length of the journal, if the whole batch is durable in it and recovery can find it. Then no task waits for
-    /// the batch, and its memory can be released. A journal that somebody has removed is of no use.
-    pub(super) fn spillable_bytes(&self) -> Option<u64> {
+    /// The batch without its memory, if the whole batch is durable in its journal and recovery could find the journal
+    /// after a crash. Then no task waits for the batch, and its memory can be released.
+    pub(super) fn to_spill(&self) -> Option<Pending> {
         let journal = self.journal.as_ref()?;
         let lens = self.chunks.iter().map(|chunk| chunk.complete_len());
         let is_durable =
             |(index, len): (usize, Option<usize>)| len.is_some_and(|len| journal.progress.is_durable(index, len));
-        (lens.enumerate().all(is_durable) && journal.journal.is_recoverable()).then(|| journal.journal.len())
+        (lens.enumerate().all(is_durable) && journal.journal.is_recoverable())
+            .then(|| Pending::spilled(self.id(), Arc::clone(&journal.journal)))
     }
 
     /// Whether this batch has a journal.
@@ -117,10 +132,31 @@ impl Batch {
         self.journal.as_ref().map_or(Ok(()), |journal| journal.journal.remove())
     }
 
-    /// Marks this batch as flushed: it is published, or staged for recovery. A shutdown no longer waits for it.
+    /// The journal, which outlives the batch if the batch is [pending](Pending).
+    #[must_use]
+    pub fn journal_handle(&self) -> Option<Arc<Journal>> {
+        self.journal.as_ref().map(|journal| Arc::clone(&journal.journal))
+    }
+
+    /// Marks this batch as flushed: it is published, or staged. A shutdown of the flush thread no longer waits for it.
     pub(crate) fn settle(&self) {
         if !self.is_settled.swap(true, Ordering::SeqCst) {
             self.pool.settle();
+            self.journal.iter().for_each(|journal| journal.progress.wake_waiters());
+        }
+    }
+
+    /// Waits until this batch is flushed.
+    pub(super) async fn flushed(&self) {
+        let Some(journal) = &self.journal else { return };
+        loop {
+            let mut woken = pin!(journal.progress.woken());
+            // Registered before the check, so that no change is missed.
+            woken.as_mut().enable();
+            if self.is_settled.load(Ordering::SeqCst) {
+                return;
+            }
+            woken.await;
         }
     }
 
@@ -164,14 +200,12 @@ impl Drop for Batch {
         if chunks.is_empty() {
             return;
         }
-        // A thread that lost the race to rotate drops its unused batch. The journal goes back, or the other threads
-        // would wait for a new one.
-        if let Some((BatchJournal { journal, .. }, journals)) = self.journal.take().zip(self.pool.journals.as_ref())
-            && journal.is_unused()
-        {
-            journals.give_back(journal);
-        }
         self.settle();
+        // A thread that lost the race to rotate drops its unused batch. The journal goes back, or the other threads
+        // would wait for a new one. A used journal is closed elsewhere: this may be a request thread.
+        if let Some((BatchJournal { journal, .. }, journals)) = self.journal.take().zip(self.pool.journals.as_ref()) {
+            journals.retire(journal);
+        }
         self.pool.return_memory(chunks);
     }
 }

@@ -1,15 +1,16 @@
 //! The journal of one batch, and how much of the batch it contains.
 
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::group_commit::Progress;
 use crate::store::{BatchId, Journal};
 
-/// A batch's journal. Only the leader of the group commit writes to it.
+/// A batch's journal. Only the committer writes to it, one group at a time.
 #[derive(Debug)]
 pub(super) struct BatchJournal {
-    pub(super) journal: Journal,
+    pub(super) journal: Arc<Journal>,
     pub(super) progress: Progress,
     /// For each chunk, the number of bytes in the journal.
     written: Box<[AtomicUsize]>,
@@ -20,7 +21,7 @@ pub(super) struct BatchJournal {
 }
 
 impl BatchJournal {
-    pub(super) fn new(journal: Journal, chunks: usize) -> Self {
+    pub(super) fn new(journal: Arc<Journal>, chunks: usize) -> Self {
         Self {
             journal,
             progress: Progress::new(chunks),
@@ -38,7 +39,7 @@ impl BatchJournal {
         id: impl FnOnce() -> BatchId,
         complete_lines: impl Fn(usize) -> Option<&'a [u8]>,
     ) -> io::Result<Box<[usize]>> {
-        // Relaxed, here and below: only the leader uses `written` and `named`.
+        // Relaxed, here and below: only the holder of leadership uses `written` and `named`.
         if !self.named.load(Ordering::Relaxed) {
             self.journal.name(&id())?;
             self.named.store(true, Ordering::Relaxed);

@@ -29,8 +29,8 @@ pub(super) trait GroupCommit: Sized {
     /// Whether no writer is copying to the chunk.
     fn is_complete(&self, chunk: usize) -> bool;
 
-    /// Writes one group. Ends with [`Leadership::mark_durable`] or [`Leadership::fail`], or is dropped at any await. In
-    /// the last case another task leads.
+    /// Has one group written. [`Leadership::mark_durable`] or [`Leadership::fail`] is called before leadership is
+    /// dropped, or else another task leads. The future may be dropped at any await.
     async fn commit_group(leadership: Leadership<Self>);
 }
 
@@ -51,7 +51,8 @@ pub(super) struct Progress {
 #[error("the reports could not be made durable")]
 pub struct NotDurable;
 
-/// Exclusive leadership of the group commit. Dropping it releases leadership. It may move to another thread.
+/// Exclusive leadership of the group commit. Dropping it releases leadership. It moves to the committer and back.
+#[derive(Debug)]
 pub(super) struct Leadership<T: GroupCommit>(Arc<T>);
 
 impl Progress {
@@ -83,6 +84,17 @@ impl Progress {
         failed.then_some(Err(NotDurable))
     }
 
+    /// Resolves when leadership is released, or with [`wake_waiters`](Self::wake_waiters). Call `enable` on it first.
+    #[cfg(not(netwatch_loom))]
+    pub(super) fn woken(&self) -> tokio::sync::futures::Notified<'_> {
+        self.released.notified()
+    }
+
+    /// Wakes all waiting tasks, which check again.
+    pub(super) fn wake_waiters(&self) {
+        self.released.notify_waiters();
+    }
+
     fn has_leader(&self) -> bool {
         // Relaxed: the caller is registered with `released`. A leader that releases leadership later notifies the
         // caller. If it released leadership before, the lock in `Notify` makes that visible.
@@ -103,7 +115,7 @@ impl<T: GroupCommit> Leadership<T> {
     }
 
     /// Marks each chunk as durable up to its end in `ends`.
-    pub(super) fn mark_durable(self, ends: &[usize]) {
+    pub(super) fn mark_durable(&self, ends: &[usize]) {
         for (durable, end) in self.progress().durable.iter().zip(ends) {
             // Release: pairs with the Acquire in `outcome`.
             durable.store(*end, Ordering::Release);
@@ -111,7 +123,7 @@ impl<T: GroupCommit> Leadership<T> {
     }
 
     /// Declares that nothing more will become durable.
-    pub(super) fn fail(self) {
+    pub(super) fn fail(&self) {
         // Release: pairs with the Acquire in `outcome`, which must then see what became durable before.
         self.progress().failed.store(true, Ordering::Release);
     }
@@ -192,15 +204,16 @@ mod model {
         journal: [AtomicUsize; TASKS],
         /// Number of groups so far.
         groups: AtomicUsize,
-        ack: Ack,
+        committer: Committer,
         fate: Fate,
     }
 
     #[derive(Clone, Copy, PartialEq)]
-    enum Ack {
-        Journal,
-        /// Leadership moves to a thread that syncs.
-        Disk,
+    enum Committer {
+        /// The leader writes itself. This leaves more interleavings for the protocol within the limits of the model.
+        Inline,
+        /// Leadership moves to a thread and back.
+        Thread,
     }
 
     /// What happens to the groups.
@@ -224,44 +237,45 @@ mod model {
 
         async fn commit_group(leadership: Leadership<Self>) {
             yield_now().await;
-            let ends = leadership.write();
-            if leadership.ack == Ack::Journal {
-                return finish(leadership, &ends);
+            if leadership.committer == Committer::Inline {
+                return commit(&leadership);
             }
-            let synced = Arc::new(Mutex::new((false, None::<Waker>)));
-            let sync = Arc::clone(&synced);
+            // A stand-in for the queue and the channel back. Whoever drops the channel last drops leadership.
+            let channel = Arc::new(Mutex::new((None::<Leadership<Self>>, None::<Waker>)));
+            let committed = Arc::clone(&channel);
             thread::spawn(move || {
-                finish(leadership, &ends);
-                let mut sync = sync.lock().unwrap();
-                sync.0 = true;
-                sync.1.take().into_iter().for_each(Waker::wake);
+                commit(&leadership);
+                let mut channel = channel.lock().unwrap();
+                channel.0 = Some(leadership);
+                channel.1.take().into_iter().for_each(Waker::wake);
             });
-            poll_fn(|context| {
-                let mut synced = synced.lock().unwrap();
-                synced.1 = Some(context.waker().clone());
-                if synced.0 { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
+            let leadership = poll_fn(|context| {
+                let mut committed = committed.lock().unwrap();
+                committed.1 = Some(context.waker().clone());
+                committed.0.take().map_or(Poll::Pending, Poll::Ready)
+            });
+            drop(leadership.await);
         }
     }
 
-    fn finish(leadership: Leadership<Batch>, ends: &[usize]) {
+    fn commit(leadership: &Leadership<Batch>) {
+        let ends = &leadership.write();
         let group = leadership.groups.load(Ordering::Relaxed);
         leadership.groups.store(group + 1, Ordering::Relaxed);
         match (leadership.fate, group) {
             (Fate::FirstFails, 0) | (Fate::SecondFails, 1) => leadership.fail(),
             (Fate::FirstFails, _) | (Fate::SecondFails, 2..) => panic!("a task leads after a failure"),
-            (Fate::FirstIsDropped, 0) => drop(leadership),
+            (Fate::FirstIsDropped, 0) => {}
             _ => leadership.mark_durable(ends),
         }
     }
 
     impl Batch {
-        fn new(ack: Ack, fate: Fate) -> Arc<Self> {
+        fn new(committer: Committer, fate: Fate) -> Arc<Self> {
             let zeros = || array::from_fn(|_| AtomicUsize::new(0));
             let progress = Progress::new(TASKS);
             let (appended, written, journal, groups) = (zeros(), zeros(), zeros(), AtomicUsize::new(0));
-            Arc::new(Self { progress, appended, written, journal, groups, ack, fate })
+            Arc::new(Self { progress, appended, written, journal, groups, committer, fate })
         }
 
         fn write(&self) -> [usize; TASKS] {
@@ -326,11 +340,11 @@ mod model {
     /// Runs one task for each element of `polls`, the first one on this thread. `preemptions` limits the run to
     /// seconds.
     /// `LOOM_MAX_PREEMPTIONS` overrides it.
-    fn check(ack: Ack, fate: Fate, preemptions: usize, polls: &'static [Option<usize>]) {
+    fn check(committer: Committer, fate: Fate, preemptions: usize, polls: &'static [Option<usize>]) {
         let mut builder = Builder::new();
         builder.preemption_bound.get_or_insert(preemptions);
         builder.check(move || {
-            let batch = Batch::new(ack, fate);
+            let batch = Batch::new(committer, fate);
             let others: Vec<_> = (1..polls.len())
                 .map(|task| {
                     let batch = Arc::clone(&batch);
@@ -347,45 +361,45 @@ mod model {
 
     #[test]
     fn every_task_is_woken_and_none_is_told_before_the_write() {
-        check(Ack::Journal, Fate::Durable, 3, &[None; 2]);
-        check(Ack::Journal, Fate::Durable, 2, &[None; 3]);
+        check(Committer::Inline, Fate::Durable, 3, &[None; 2]);
+        check(Committer::Inline, Fate::Durable, 2, &[None; 3]);
     }
 
     #[test]
-    fn leadership_moves_to_the_thread_that_syncs() {
-        check(Ack::Disk, Fate::Durable, 2, &[None; 2]);
+    fn leadership_moves_to_the_committer_and_back() {
+        check(Committer::Thread, Fate::Durable, 2, &[None; 2]);
     }
 
     #[test]
     fn a_dropped_leader_or_waiter_leaves_no_task_asleep() {
         // Dropped before the write, or while it sleeps, notified or not.
-        check(Ack::Journal, Fate::Durable, 3, &[Some(1), None]);
-        check(Ack::Journal, Fate::Durable, 2, &[Some(1), None, None]);
+        check(Committer::Inline, Fate::Durable, 3, &[Some(1), None]);
+        check(Committer::Inline, Fate::Durable, 2, &[Some(1), None, None]);
     }
 
     #[test]
-    fn a_sync_continues_without_the_task_that_started_it() {
-        check(Ack::Disk, Fate::Durable, 3, &[Some(1), None]);
-        check(Ack::Disk, Fate::Durable, 2, &[Some(2), None]);
+    fn a_group_is_committed_without_the_task_that_started_it() {
+        check(Committer::Thread, Fate::Durable, 3, &[Some(1), None]);
+        check(Committer::Thread, Fate::Durable, 2, &[Some(2), None]);
     }
 
     #[test]
     fn leadership_dropped_without_a_result_is_taken_by_another_task() {
-        check(Ack::Journal, Fate::FirstIsDropped, 3, &[None; 2]);
-        check(Ack::Disk, Fate::FirstIsDropped, 1, &[None; 2]);
+        check(Committer::Inline, Fate::FirstIsDropped, 3, &[None; 2]);
+        check(Committer::Thread, Fate::FirstIsDropped, 1, &[None; 2]);
     }
 
     #[test]
     fn a_failed_group_is_reported_to_all_its_waiters() {
-        check(Ack::Journal, Fate::FirstFails, 3, &[None; 2]);
-        check(Ack::Journal, Fate::FirstFails, 2, &[None; 3]);
-        check(Ack::Disk, Fate::FirstFails, 2, &[None; 2]);
+        check(Committer::Inline, Fate::FirstFails, 3, &[None; 2]);
+        check(Committer::Inline, Fate::FirstFails, 2, &[None; 3]);
+        check(Committer::Thread, Fate::FirstFails, 2, &[None; 2]);
     }
 
     #[test]
     fn a_failure_after_a_durable_group_refuses_no_durable_report() {
-        check(Ack::Journal, Fate::SecondFails, 3, &[None; 2]);
-        check(Ack::Journal, Fate::SecondFails, 2, &[None; 3]);
+        check(Committer::Inline, Fate::SecondFails, 3, &[None; 2]);
+        check(Committer::Inline, Fate::SecondFails, 2, &[None; 3]);
     }
 
     /// A batch with one chunk that two tasks share.

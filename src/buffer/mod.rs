@@ -10,16 +10,16 @@
 mod batch;
 mod batch_journal;
 mod chunk;
-mod commit;
+mod committer;
 mod cursor;
 mod group_commit;
 mod layout;
 mod pool;
-mod spilled;
 mod sync;
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests;
 mod ticket;
+mod unpublished;
 
 use std::io;
 use std::sync::Arc;
@@ -35,11 +35,12 @@ pub use self::batch::Batch;
 pub use self::group_commit::NotDurable;
 pub use self::layout::BufferLayout;
 use self::pool::Pool;
-use self::spilled::Spilled;
 pub use self::ticket::Ticket;
+pub use self::unpublished::MAX_SPILLED;
+use self::unpublished::Unpublished;
 use crate::config::Ack;
 use crate::report::Reports;
-use crate::store::{BatchId, Journals};
+use crate::store::{Journals, Pending};
 
 /// The reports between the request threads and the flush thread, in a fixed amount of memory.
 #[derive(Debug)]
@@ -48,7 +49,7 @@ pub struct Buffer {
     sealed: ArrayQueue<Arc<Batch>>,
     pool: Arc<Pool>,
     is_disk_full: AtomicBool,
-    spilled: Spilled,
+    unpublished: Unpublished,
     chunk_bytes: usize,
 }
 
@@ -82,7 +83,7 @@ impl Buffer {
             sealed: ArrayQueue::new(layout.batches),
             pool,
             is_disk_full: AtomicBool::new(false),
-            spilled: Spilled::new(spill_bytes),
+            unpublished: Unpublished::new(spill_bytes),
             chunk_bytes: layout.chunk_bytes,
         }
     }
@@ -176,14 +177,15 @@ impl Buffer {
         debug_assert!(pushed.is_ok(), "the queue has a place for each batch");
     }
 
-    /// Rotates if the first report of the active batch is `interval` old. Returns how long to wait before the next
+    /// Rotates if the first report of the active batch is `interval` old, or the batch is sealed. Returns how long to wait before the next
     /// call. A caller that waits no longer, unless it is [woken](Self::set_flusher), flushes every report within
     /// `interval`.
     pub fn rotate_if_due(&self, interval: Duration) -> Duration {
         let batch = self.active.load();
         let Some((first_ns, _)) = batch.times_ns() else { return interval };
         let age = Duration::from_nanos(self.pool.now_ns().saturating_sub(first_ns));
-        if age < interval {
+        // A batch whose journal has failed is sealed, and its reports are only in memory.
+        if age < interval && !batch.is_sealed() {
             return interval - age;
         }
         match self.rotate(&batch) {
@@ -209,16 +211,43 @@ impl Buffer {
         self.active.load().is_closed() && self.pool.is_settled()
     }
 
-    /// Creates journals for the next batches, if batches have journals and too few are ready.
+    /// Closes the journals of batches that are gone, and creates journals for the next batches, if batches have journals
+    /// and too few are ready.
     ///
     /// # Errors
     /// Errors of the file system.
     pub fn prepare_journals(&self) -> io::Result<()> {
-        let Some(journals) = self.pool.journals.as_ref().filter(|journals| journals.is_short()) else { return Ok(()) };
+        let Some(journals) = &self.pool.journals else { return Ok(()) };
+        let was_short = journals.is_short();
         journals.prepare()?;
-        // Requests wait for a journal, and so does the flush thread if the active batch is due.
-        self.pool.wake();
+        if was_short {
+            // Requests wait for a journal, and so does the flush thread if the active batch is due.
+            self.pool.wake();
+        }
         Ok(())
+    }
+
+    /// Starts the thread that writes journals. Without it, no report becomes durable.
+    ///
+    /// # Errors
+    /// If the system cannot start a thread.
+    pub fn spawn_committer(&self) -> io::Result<()> {
+        match self.pool.ack {
+            Ack::Memory => Ok(()),
+            Ack::Journal | Ack::Disk => self.pool.commits.spawn(),
+        }
+    }
+
+    /// Writes the journals for all requests that wait, on this thread.
+    #[cfg(all(test, not(netwatch_loom)))]
+    pub(crate) fn commit_waiting(&self) {
+        self.pool.commits.commit_waiting();
+    }
+
+    /// How long the oldest write to a journal has waited for the disk. Zero if none waits.
+    #[must_use]
+    pub fn commit_wait(&self) -> Duration {
+        self.pool.commits.busy_for(self.pool.now_ns())
     }
 
     /// Replaces the batch `full` with a new one, unless another thread has done so.
@@ -228,28 +257,38 @@ impl Buffer {
             self.swap(full, fresh);
             return Ok(());
         }
-        if !Arc::ptr_eq(full, &self.active.load()) || (!self.pool.has_memory() && self.spill()) {
+        if !Arc::ptr_eq(full, &self.active.load()) {
             return Ok(());
+        }
+        if !self.pool.has_memory() && self.pool.journals.is_some() && self.unpublished.want_spill() {
+            self.pool.maintenance.get().into_iter().for_each(|(maintenance, _)| maintenance.unpark());
         }
         Err(AppendError::Full)
     }
 
+    /// Whether requests wait for memory that [`spill`](Self::spill) could release.
+    #[must_use]
+    pub fn wants_spill(&self) -> bool {
+        self.unpublished.wants_spill()
+    }
+
     /// Releases the memory of the sealed batch that has waited longest, if its journal contains all of it and
-    /// `SPILL_BYTES` permits it. Recovery publishes its journal. Returns `false` if no batch was spilled, also while
-    /// the memory of the last spilled batch is still held by tickets: it is about to return.
-    fn spill(&self) -> bool {
-        if self.pool.journals.is_none() || self.spilled.is_exhausted() || self.spilled.is_releasing() {
-            return false;
-        }
+    /// `SPILL_BYTES` permits it. [`unpublished`](Self::unpublished) returns it then. Returns `false` if no batch was
+    /// spilled.
+    ///
+    /// Not called by request threads, because it may wait for the disk.
+    pub fn spill(&self) -> bool {
         let Some(batch) = self.sealed.pop() else { return false };
-        if let Some(bytes) = batch.spillable_bytes()
-            && self.spilled.add(Arc::downgrade(&batch), batch.id(), bytes)
-        {
-            tracing::info!(batch = %batch.id(), bytes, "spilled");
-            // Counted as spilled before the drop: a shutdown that finds the buffer drained must know of the journal.
-            drop(batch);
-            self.pool.maintenance.get().into_iter().for_each(|(_, recovery)| recovery.unpark());
-            return true;
+        if let Some(pending) = batch.to_spill() {
+            let bytes = pending.spilled_bytes();
+            if self.unpublished.add_spilled(Arc::downgrade(&batch), pending) {
+                self.unpublished.forget_spill();
+                tracing::info!(batch = %batch.id(), bytes, "spilled");
+                // Counted as unpublished before the drop: a shutdown that finds the buffer drained must know of it.
+                drop(batch);
+                self.wake_recovery();
+                return true;
+            }
         }
         // This changes the order of flushes, which does not matter: the names of report files give the order.
         self.return_sealed(batch);
@@ -257,26 +296,32 @@ impl Buffer {
         false
     }
 
-    /// Registers a batch whose staged report file recovery has to publish. A shutdown waits for it.
-    pub fn add_staged(&self, id: BatchId) {
-        self.spilled.add_staged(id);
+    /// Adds a batch whose staged report file could not be published. A shutdown waits for it.
+    pub fn add_staged(&self, pending: Pending) {
+        self.unpublished.add_staged(pending);
+        self.wake_recovery();
+    }
+
+    fn wake_recovery(&self) {
         self.pool.maintenance.get().into_iter().for_each(|(_, recovery)| recovery.unpark());
     }
 
-    /// Whether there are batches that recovery has to publish.
+    /// Whether there are batches without memory that are not published.
     #[must_use]
-    pub fn has_spilled(&self) -> bool {
-        !self.spilled.is_empty()
+    pub fn has_unpublished(&self) -> bool {
+        !self.unpublished.is_empty()
     }
 
-    /// Removes spilled batches that recovery has published. `is_pending` says whether a batch still has a journal or a
-    /// staged report file. Returns whether any spilled batches are left.
-    pub fn remove_published(&self, is_pending: impl Fn(&BatchId) -> bool) -> bool {
-        let (any_removed, any_left) = self.spilled.remove_published(is_pending);
-        if any_removed {
-            self.pool.wake();
-        }
-        any_left
+    /// The batches without memory that are not published.
+    #[must_use]
+    pub fn unpublished(&self) -> Vec<Arc<Pending>> {
+        self.unpublished.batches()
+    }
+
+    /// Removes a batch that is published now.
+    pub fn remove_published(&self, published: &Arc<Pending>) {
+        self.unpublished.remove(published);
+        self.pool.wake();
     }
 
     /// Removes the journals that were created for future batches.
@@ -296,6 +341,12 @@ impl Buffer {
         self.return_sealed(Guard::into_inner(active));
         self.pool.wake();
         true
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.pool.commits.close();
     }
 }
 

@@ -11,6 +11,7 @@ use crossbeam_utils::sync::Unparker;
 use tokio::sync::Notify;
 
 use super::chunk::{Chunk, Nanos};
+use super::committer::CommitQueue;
 use super::layout::BufferLayout;
 use crate::config::Ack;
 use crate::store::Journals;
@@ -32,6 +33,8 @@ pub(super) struct Pool {
     pub(super) maintenance: OnceLock<(Thread, Unparker)>,
     /// Journals for the next batches. `None` with `ACK=memory`.
     pub(super) journals: Option<Journals>,
+    /// Groups that wait to be written to journals.
+    pub(super) commits: Arc<CommitQueue>,
     pub(super) ack: Ack,
     /// The start of the monotonic clock that batches are timed with.
     started: Instant,
@@ -53,6 +56,7 @@ impl Pool {
             flusher: OnceLock::new(),
             maintenance: OnceLock::new(),
             journals,
+            commits: Arc::new(CommitQueue::new(batches)),
             ack,
             started: Instant::now(),
         })

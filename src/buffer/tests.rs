@@ -109,28 +109,36 @@ async fn a_burst_spills_up_to_the_limit_and_loses_nothing() {
     let layout = BufferLayout { batches: 2, shards: 2, chunk_bytes: 1_000 };
     let journals = store.journals(2_000).unwrap();
     let buffer = Buffer::new(layout, Ack::Journal, Some(journals), 10_000);
+    buffer.spawn_committer().unwrap();
     let mut accepted = 0;
     loop {
         // Nothing is flushed, and a journal is always ready.
         buffer.prepare_journals().unwrap();
         let line = line(0, accepted, 100);
         match buffer.append(&Reports::check(line.as_bytes()).unwrap()) {
-            Ok(ticket) => ticket.durable().await.unwrap(),
-            Err(error) => break assert_eq!(error, AppendError::Full),
+            Ok(ticket) => {
+                ticket.durable().await.unwrap();
+                accepted += 1;
+            }
+            Err(error) => {
+                assert_eq!(error, AppendError::Full);
+                if !(buffer.wants_spill() && buffer.spill()) {
+                    break;
+                }
+            }
         }
-        accepted += 1;
     }
-    let spilled = buffer.spilled.bytes();
+    let spilled = buffer.unpublished.spilled_bytes();
     assert!((8_000..=10_000).contains(&spilled), "{spilled}");
 
-    let compression = crate::store::Compression { level: 1, threads: 1 };
-    let recovered = crate::store::recover(&store, compression, &mut Default::default()).unwrap();
-    assert!(!buffer.remove_published(|id| store.is_pending(id)), "no spilled batch is left");
+    let pending = buffer.unpublished();
+    assert!(pending.len() >= 4, "{pending:?}");
+    publish_pending(&store, &buffer);
+    let published = reports_in(dir.path());
     let in_memory: usize = std::iter::from_fn(|| buffer.next_sealed()).map(|batch| text(&batch).lines().count()).sum();
     buffer.close();
     let last = text(&buffer.next_sealed().unwrap()).lines().count();
-    assert_eq!(recovered.reports + in_memory + last, accepted);
-    assert!(recovered.batches >= 4, "{recovered:?}");
+    assert_eq!(published + in_memory + last, accepted);
 }
 
 #[tokio::test]
@@ -141,6 +149,7 @@ async fn a_batch_that_a_late_request_spills_after_the_close_is_published_before_
     let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 3 };
     let journals = store.journals(3).unwrap();
     let buffer = Arc::new(Buffer::new(layout, Ack::Journal, Some(journals), 3));
+    buffer.spawn_committer().unwrap();
     let report = Reports::check(b"{}").unwrap();
     for _ in 0..2 {
         buffer.append(&report).unwrap().durable().await.unwrap();
@@ -154,7 +163,7 @@ async fn a_batch_that_a_late_request_spills_after_the_close_is_published_before_
     let full = buffer.active.load_full();
     assert!(!buffer.pool.has_memory());
     buffer.close();
-    maintenance.recover_spilled_after(|| {
+    maintenance.publish_pending_after(|| {
         assert!(buffer.spill());
         flusher.flush_or_retry(&buffer.next_sealed().unwrap());
         drop(full);
@@ -180,6 +189,7 @@ async fn append_from_tasks(ack: Ack) {
     let store = crate::store::Store::open(dir.path()).unwrap();
     let layout = BufferLayout { batches: 50, shards: 3, chunk_bytes: 4_000 };
     let buffer = Arc::new(Buffer::new(layout, ack, Some(store.journals(12_000).unwrap()), 0));
+    buffer.spawn_committer().unwrap();
     let appended = Arc::new(AtomicUsize::new(0));
     let durable = Arc::new(Mutex::new(HashSet::new()));
     let handles = Arc::new(OnceLock::<Vec<AbortHandle>>::new());
@@ -255,6 +265,7 @@ async fn a_journal_that_cannot_be_written_fails_all_waiting_tasks_and_seals_the_
     let store = crate::store::Store::open(dir.path()).unwrap();
     let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 64 };
     let buffer = Buffer::new(layout, Ack::Journal, Some(store.journals(64).unwrap()), 0);
+    buffer.spawn_committer().unwrap();
     let report = Reports::check(b"{}").unwrap();
     let tickets = [(); 3].map(|()| buffer.append(&report).unwrap());
     let taken = dir.path().join("journal").join(tickets[0].batch.id().journal());
@@ -448,7 +459,25 @@ fn journaled(dir: &Path, batches: usize, spill_bytes: u64) -> (crate::store::Sto
     let layout = BufferLayout { batches, shards: 1, chunk_bytes: 3 };
     let journals = store.journals(3).unwrap();
     let buffer = Buffer::new(layout, Ack::Journal, Some(journals), spill_bytes);
+    buffer.spawn_committer().unwrap();
     (store, buffer)
+}
+
+/// Publishes the batches without memory, as maintenance does.
+fn publish_pending(store: &crate::store::Store, buffer: &Buffer) {
+    for pending in buffer.unpublished() {
+        store.finish(&pending, crate::store::Compression { level: 1, threads: 1 }).unwrap();
+        buffer.remove_published(&pending);
+    }
+    assert!(!buffer.has_unpublished());
+}
+
+/// The number of reports in the report files of a directory.
+fn reports_in(dir: &Path) -> usize {
+    let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    files
+        .map(|path| zstd::decode_all(fs::File::open(path).unwrap()).unwrap().split(|byte| *byte == b'\n').count() - 1)
+        .sum()
 }
 
 #[tokio::test]
@@ -464,14 +493,15 @@ async fn only_one_batch_is_spilled_while_tickets_hold_its_memory() {
         ticket.durable().await.unwrap();
         tickets.push(ticket);
     }
-    for _ in 0..3 {
+    for round in 0..3 {
         buffer.prepare_journals().unwrap();
         assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
+        assert_eq!(buffer.wants_spill() && buffer.spill(), round == 0);
     }
-    assert_eq!(buffer.spilled.bytes(), 3, "one batch of three bytes is spilled");
+    assert_eq!(buffer.unpublished.spilled_bytes(), 3, "one batch of three bytes is spilled");
     tickets.remove(0);
     buffer.append(&report).unwrap();
-    assert_eq!(buffer.spilled.bytes(), 3);
+    assert_eq!(buffer.unpublished.spilled_bytes(), 3);
 }
 
 #[test]
@@ -520,11 +550,10 @@ async fn a_panic_while_a_spilled_batch_is_dropped_loses_no_report() {
     let spilled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| buffer.spill()));
     assert!(spilled.is_err(), "the drop of the batch wakes the task");
     drop(capacity);
-    // The spilled batch is registered, and recovery publishes it.
-    assert_eq!(buffer.spilled.bytes(), 3);
-    let compression = crate::store::Compression { level: 1, threads: 1 };
-    crate::store::recover(&store, compression, &mut Default::default()).unwrap();
-    assert!(!buffer.remove_published(|id| store.is_pending(id)));
+    // The spilled batch is registered, and maintenance publishes it.
+    assert_eq!(buffer.unpublished.spilled_bytes(), 3);
+    publish_pending(&store, &buffer);
+    assert_eq!(reports_in(dir.path()), 1);
     buffer.append(&report).unwrap();
 }
 
@@ -571,5 +600,46 @@ async fn a_batch_whose_journal_was_removed_by_somebody_keeps_its_memory() {
     fs::remove_file(dir.path().join("journal").join(ids[0].journal())).unwrap();
     buffer.prepare_journals().unwrap();
     assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
+    assert!(buffer.wants_spill() && !buffer.spill());
     assert_eq!(text(&buffer.next_sealed().unwrap()), "{}\n");
+}
+
+#[tokio::test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn a_journal_that_is_removed_after_the_spill_is_published_from_its_open_descriptor() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, buffer) = journaled(dir.path(), 2, 1_000);
+    let report = Reports::check(b"{}").unwrap();
+    for _ in 0..2 {
+        buffer.prepare_journals().unwrap();
+        buffer.append(&report).unwrap().durable().await.unwrap();
+    }
+    buffer.prepare_journals().unwrap();
+    assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
+    assert!(buffer.wants_spill() && buffer.spill());
+    for entry in fs::read_dir(dir.path().join("journal")).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    publish_pending(&store, &buffer);
+    assert_eq!(reports_in(dir.path()), 1);
+}
+
+#[tokio::test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn a_report_whose_journal_fails_is_stored_when_its_batch_is_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, buffer) = journaled(dir.path(), 2, 0);
+    let buffer = Arc::new(buffer);
+    let ticket = buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
+    fs::write(dir.path().join("journal").join(ticket.batch.id().journal()), "").unwrap();
+    let stored = tokio::spawn(async move { ticket.stored().await });
+    let compression = crate::store::Compression { level: 1, threads: 1 };
+    let mut flusher = crate::flush::Flusher::new(Arc::clone(&buffer), Arc::new(store), compression, Duration::ZERO);
+    // The failure seals the batch, so the batch is due at once.
+    while buffer.rotate_if_due(Duration::from_secs(3600)) > Duration::ZERO {
+        tokio::task::yield_now().await;
+    }
+    assert!(!stored.is_finished());
+    flusher.flush_or_retry(&buffer.next_sealed().unwrap());
+    tokio::time::timeout(Duration::from_secs(60), stored).await.expect("the task is woken").unwrap();
 }

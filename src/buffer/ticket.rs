@@ -28,4 +28,12 @@ impl Ticket {
         }
         group_commit::durable(&self.batch, self.chunk, self.end).await
     }
+
+    /// Waits until the reports are in the state that `ACK` asks for or, if their journal fails, until they are in a
+    /// staged report file. There is no time limit. The future may be dropped at any await.
+    pub async fn stored(&self) {
+        if self.durable().await.is_err() {
+            self.batch.flushed().await;
+        }
+    }
 }

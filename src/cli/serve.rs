@@ -1,6 +1,7 @@
 //! The server process: configuration, log, signals, runtime.
 
 use std::io;
+use std::thread;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -10,9 +11,6 @@ use super::{CommandResult, log};
 use crate::config::{Config, WriteKeys};
 use crate::store::Store;
 use crate::{listen, server};
-
-/// The thread that syncs journals never ends: when the next sync comes, the system may be unable to start a new one.
-const SYNC_THREAD_KEEP_ALIVE: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Signals within this time count as one. `timeout` signals a process and then its process group.
 const SAME_SHUTDOWN: Duration = Duration::from_millis(50);
@@ -29,18 +27,14 @@ pub(super) fn run() -> CommandResult {
         };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), changed_settings = config.text.changed, "starting");
     tracing::debug!(settings = config.text.all, "all settings");
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.workers)
-        .thread_keep_alive(SYNC_THREAD_KEEP_ALIVE)
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(config.workers).enable_all().build()?;
     let shutdown = {
         let _context = runtime.enter();
         reload_on_hangup(config.write_keys.clone())?;
         shutdown_signal()?
     };
     let served = runtime.block_on(server::run(config, store, listener, shutdown));
-    // Does not wait for a sync that hangs. Its reports are in report files by now.
+    // Does not wait for tasks. All reports are in report files by now.
     runtime.shutdown_background();
     Ok(served?)
 }
@@ -72,18 +66,29 @@ fn reload_on_hangup(keys: WriteKeys) -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            match Config::from_env() {
-                // Without keys, everybody could send reports. That takes a restart.
-                Ok(config) if config.write_keys.is_empty() && !keys.is_empty() => {
-                    tracing::error!("can't reload the write keys; keeping the current ones: there are no new keys");
-                }
-                Ok(config) => {
-                    let count = keys.replace_with(&config.write_keys);
-                    tracing::info!(keys = count, "write keys reloaded");
-                }
-                Err(error) => tracing::error!(%error, "can't reload the write keys; keeping the current ones"),
+            let keys = keys.clone();
+            // Not on a request thread: the disk of the files may not respond.
+            let reload = thread::Builder::new().name("reload".to_owned()).spawn(move || reload(&keys));
+            if let Err(error) = reload {
+                tracing::error!(%error, "{NOT_RELOADED}");
             }
         }
     });
     Ok(())
+}
+
+const NOT_RELOADED: &str = "can't reload the write keys; keeping the current ones";
+
+fn reload(keys: &WriteKeys) {
+    match Config::from_env() {
+        // Without keys, everybody could send reports. That takes a restart.
+        Ok(config) if config.write_keys.is_empty() && !keys.is_empty() => {
+            tracing::error!("{NOT_RELOADED}: there are no new keys");
+        }
+        Ok(config) => {
+            let count = keys.replace_with(&config.write_keys);
+            tracing::info!(keys = count, "write keys reloaded");
+        }
+        Err(error) => tracing::error!(%error, "{NOT_RELOADED}"),
+    }
 }

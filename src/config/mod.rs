@@ -94,6 +94,8 @@ pub struct Config {
     #[serde(deserialize_with = "values::duration")]
     pub body_timeout: Duration,
     #[serde(deserialize_with = "values::duration")]
+    pub commit_timeout: Duration,
+    #[serde(deserialize_with = "values::duration")]
     pub keep_alive_timeout: Duration,
     #[serde(deserialize_with = "values::delay")]
     pub shutdown_delay: Duration,

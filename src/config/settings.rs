@@ -228,6 +228,13 @@ pub const GROUPS: &[Group] = &[
             ),
             setting("BODY_TIMEOUT", "30s", DURATION, "Maximum time for a request body."),
             setting(
+                "COMMIT_TIMEOUT",
+                "5s",
+                DURATION,
+                "Maximum time from the end of a body to the answer. A disk that does not respond in this time leads to \
+                 a 503.",
+            ),
+            setting(
                 "KEEP_ALIVE_TIMEOUT",
                 "75s",
                 DURATION,

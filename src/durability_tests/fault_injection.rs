@@ -80,20 +80,31 @@ struct State {
     faults: Vec<(Range<usize>, Fault)>,
     calls: Vec<&'static str>,
     is_dead: bool,
+    /// Attempts to remove a file since the end of the process.
+    late_removes: usize,
     disk: SimulatedDisk,
 }
+
+/// A loop that retries to remove a file must end as well.
+const MAX_LATE_REMOVES: usize = 1000;
 
 impl Script {
     /// Records all operations below `root`. The present content of `root` counts as synced.
     pub(crate) fn new(root: &Path, faults: Vec<(Range<usize>, Fault)>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State { faults, calls: vec![], is_dead: false, disk: SimulatedDisk::of(root) })))
+        Arc::new(Self(Mutex::new(State {
+            faults,
+            calls: vec![],
+            is_dead: false,
+            late_removes: 0,
+            disk: SimulatedDisk::of(root),
+        })))
     }
 
     /// A script for the next process after `crashed`, in the same directory. What that process did not sync is still
     /// not synced.
     pub(crate) fn after(crashed: &Self, faults: Vec<(Range<usize>, Fault)>) -> Arc<Self> {
         let disk = crashed.state().disk.clone();
-        Arc::new(Self(Mutex::new(State { faults, calls: vec![], is_dead: false, disk })))
+        Arc::new(Self(Mutex::new(State { faults, calls: vec![], is_dead: false, late_removes: 0, disk })))
     }
 
     /// The [names](Call::name) of the operations so far.
@@ -122,9 +133,12 @@ impl Script {
         state.calls.push(call.name());
         state.is_dead |= fault == Some(Fault::Crash);
         if state.is_dead {
+            let is_remove = matches!(call, Call::Remove(_));
+            state.late_removes += usize::from(is_remove);
+            let is_remove = is_remove && state.late_removes < MAX_LATE_REMOVES;
             drop(state);
             // Unwinding drops the owners of files, which remove the files. A second panic would abort the process.
-            if matches!(call, Call::Remove(_)) || thread::panicking() {
+            if is_remove || thread::panicking() {
                 return Err(Errno::IO.into());
             }
             panic::resume_unwind(Box::new(Crashed));

@@ -16,7 +16,6 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Waker};
-use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -234,7 +233,6 @@ impl<'a> TestServer<'a> {
             Step::Post { requests, pad } => self.post(requests, pad),
             Step::Abandon => {
                 if let Some((_, ticket)) = self.append(0) {
-                    let holders = Arc::strong_count(&ticket.batch);
                     {
                         let _context = self.runtime.enter();
                         let mut durable = std::pin::pin!(ticket.durable());
@@ -244,11 +242,8 @@ impl<'a> TestServer<'a> {
                             let _dropped = durable.as_mut().poll(&mut context);
                         }
                     }
-                    // A sync may continue without the request. Wait for the sync, so that the same steps cause the
-                    // same operations.
-                    while Arc::strong_count(&ticket.batch) > holders {
-                        thread::yield_now();
-                    }
+                    // The group is committed without the request.
+                    self.buffer.commit_waiting();
                 }
                 self.post(1, 0);
             }
@@ -256,6 +251,9 @@ impl<'a> TestServer<'a> {
             Step::Flush => drop(self.buffer.next_sealed().map(|batch| self.flusher.flush_or_retry(&batch))),
             Step::Recover => drop(self.maintenance.recover_once(&mut Unrecognized::new())),
             Step::Take => self.ledger.borrow_mut().take(&self.data_dir, &self.is_durable),
+        }
+        if self.buffer.wants_spill() {
+            self.buffer.spill();
         }
         // An error is retried after the next step.
         drop(self.buffer.prepare_journals());
@@ -283,14 +281,26 @@ impl<'a> TestServer<'a> {
             let local = tokio::task::LocalSet::new();
             let waits = tickets.into_iter().map(|(id, ticket)| async move { (id, ticket.durable().await) });
             let waits: Vec<_> = waits.map(|wait| local.spawn_local(wait)).collect();
+            let commit = async {
+                loop {
+                    self.buffer.commit_waiting();
+                    tokio::task::yield_now().await;
+                }
+            };
+            let answer = async {
+                for wait in waits {
+                    match wait.await {
+                        Ok((id, Ok(()))) => drop(ledger.borrow_mut().acknowledged.insert(id)),
+                        Ok((id, Err(_))) => drop(ledger.borrow_mut().not_durable.insert(id)),
+                        Err(panicked) => panic::resume_unwind(panicked.into_panic()),
+                    }
+                }
+            };
             local
                 .run_until(async {
-                    for wait in waits {
-                        match wait.await {
-                            Ok((id, Ok(()))) => drop(ledger.borrow_mut().acknowledged.insert(id)),
-                            Ok((id, Err(_))) => drop(ledger.borrow_mut().not_durable.insert(id)),
-                            Err(panicked) => panic::resume_unwind(panicked.into_panic()),
-                        }
+                    tokio::select! {
+                        () = answer => {}
+                        () = commit => {}
                     }
                 })
                 .await;
@@ -311,7 +321,7 @@ impl<'a> TestServer<'a> {
 
     fn stop(mut self) {
         self.buffer.close();
-        self.maintenance.recover_spilled_after(|| {
+        self.maintenance.publish_pending_after(|| {
             while !self.buffer.is_drained() {
                 self.flusher.flush_or_retry(&self.buffer.next_sealed().expect("no ticket holds a batch"));
             }

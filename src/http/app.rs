@@ -44,6 +44,8 @@ pub(super) struct Limits {
     pub(super) max_body_bytes: usize,
     pub(super) header_timeout: Duration,
     pub(super) body_timeout: Duration,
+    /// Maximum time from a complete body to the answer. It ends the wait for a disk that does not respond.
+    pub(super) commit_timeout: Duration,
     pub(super) keep_alive_timeout: Duration,
 }
 
@@ -58,6 +60,7 @@ impl App {
                 max_body_bytes: config.max_body_bytes,
                 header_timeout: config.header_timeout,
                 body_timeout: config.body_timeout,
+                commit_timeout: config.commit_timeout,
                 keep_alive_timeout: config.keep_alive_timeout,
             },
             per_address: config.max_connections_per_address.map(ConnectionsPerAddress::new),

@@ -38,6 +38,7 @@ impl Store {
 
     pub(crate) fn open_on(disk: Disk, path: &Path) -> io::Result<Self> {
         disk.create_dir_all(path)?;
+        disk.open_root(path)?;
         let store = Self { path: path.to_owned(), disk, incomplete: Mutex::default() };
         store.disk.create_dir_if_missing(&store.tmp_dir())?;
         store.probe()?;
@@ -79,8 +80,9 @@ impl Store {
         Journals::open(&self.disk, &self.path, journal_bytes)
     }
 
-    /// Removes the temporary files of dead servers. Errors are logged.
-    pub(super) fn sweep(&self) {
+    /// Removes temporary files without an owner: those of dead servers, and those that could not be removed before.
+    /// Errors are logged.
+    pub fn sweep(&self) {
         // The directory of journals contains the file of a probe for a moment.
         for dir in [self.tmp_dir(), journal::dir(&self.path)] {
             temp_file::sweep(&self.disk, &dir);
@@ -92,6 +94,7 @@ impl Store {
     /// # Errors
     /// Errors of the file system.
     pub fn free_bytes(&self) -> io::Result<u64> {
+        self.disk.check_root()?;
         let disk =
             rustix::fs::statvfs(&self.path).map_err(io::Error::from).describe("inspect the disk of", &self.path)?;
         match disk.f_blocks {
@@ -107,14 +110,6 @@ impl Store {
     /// Errors of the file system.
     pub fn sync(&self) -> io::Result<()> {
         self.disk.sync_dir(&self.path)
-    }
-
-    /// Whether a batch has a journal or a staged report file, so that recovery has to publish it. Also `true` if the
-    /// file system cannot tell.
-    #[must_use]
-    pub fn is_pending(&self, id: &BatchId) -> bool {
-        let files = [journal::dir(&self.path).join(id.journal()), self.staged_path(id)];
-        files.iter().any(|path| !path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound))
     }
 
     /// The last disk error, for `/readyz`.

@@ -4,10 +4,10 @@
 //! (`fault_injection`). In other builds a [`Disk`] adds nothing to the calls.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use rustix::fs::{CWD, FallocateFlags, OFlags, RenameFlags, fallocate, renameat_with};
@@ -15,6 +15,7 @@ use rustix::io::{Errno, pwritev};
 
 use super::disk_error::Describe;
 use super::health::Health;
+use super::root::Root;
 #[cfg(all(test, not(netwatch_loom)))]
 use crate::durability_tests::Script;
 
@@ -37,6 +38,8 @@ const NO_NOREPLACE: [Errno; 3] = [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP];
 pub(crate) struct Disk {
     /// The last error, for `/readyz`.
     pub(super) health: Arc<Health>,
+    /// The data directory, once it is opened.
+    root: Arc<OnceLock<Root>>,
     #[cfg(all(test, not(netwatch_loom)))]
     script: Option<Arc<Script>>,
 }
@@ -63,7 +66,7 @@ impl Disk {
     /// A disk whose operations are recorded, and fail as `script` says.
     #[cfg(all(test, not(netwatch_loom)))]
     pub(crate) fn scripted(script: &Arc<Script>) -> Self {
-        Self { health: Arc::default(), script: Some(Arc::clone(script)) }
+        Self { script: Some(Arc::clone(script)), ..Self::default() }
     }
 
     /// Tells whether a name would survive a power failure.
@@ -85,6 +88,18 @@ impl Disk {
     #[inline(always)]
     fn call<T>(&self, _: Call<'_>, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         call()
+    }
+
+    /// Remembers the identity of the data directory.
+    pub(super) fn open_root(&self, path: &Path) -> io::Result<()> {
+        let root = Root::open(path)?;
+        self.root.get_or_init(|| root);
+        Ok(())
+    }
+
+    /// Checks that the data directory is still the one that was opened.
+    pub(super) fn check_root(&self) -> io::Result<()> {
+        self.root.get().map_or(Ok(()), Root::check)
     }
 
     /// The entries of a directory, in any order.
@@ -121,6 +136,7 @@ impl Disk {
     pub(super) fn read(&self, mut file: &File, path: &Path) -> io::Result<Vec<u8>> {
         self.call(Call::Read, || {
             let mut bytes = Vec::new();
+            file.rewind()?;
             file.read_to_end(&mut bytes)?;
             Ok(bytes)
         })
@@ -167,10 +183,10 @@ impl Disk {
         parent(path).map_or(Ok(()), |parent| self.sync_dir(parent))
     }
 
-    /// Creates a file (mode 0640). An existing file is an error.
+    /// Creates a file (mode 0640), open for reading and writing. An existing file is an error.
     pub(super) fn create(&self, path: &Path) -> io::Result<File> {
         let create = || {
-            let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
+            let file = OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?;
             match self.inherit_owner(path) {
                 Ok(()) => Ok(file),
                 Err(error) => {

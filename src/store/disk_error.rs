@@ -38,6 +38,17 @@ fn described(error: &io::Error) -> Option<&DiskError> {
     error.get_ref()?.downcast_ref()
 }
 
+/// The kind of an error: operation, directory and reason. Two attempts at the same operation have the same kind,
+/// although the names of temporary files differ.
+pub(super) fn kind(error: &io::Error) -> String {
+    match described(error) {
+        Some(DiskError { operation, path, source }) => {
+            format!("{operation} in {}: {source}", path.parent().unwrap_or(path).display())
+        }
+        None => error.to_string(),
+    }
+}
+
 /// Whether the file could not be read, as opposed to a file that was read and is corrupt.
 pub(super) fn is_unreadable(error: &io::Error) -> bool {
     let source = described(error).map_or(error, |described| &described.source);

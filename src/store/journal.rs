@@ -19,9 +19,9 @@ use std::io::{self, IoSlice};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crossbeam_queue::ArrayQueue;
+use crossbeam_queue::{ArrayQueue, SegQueue};
 
 use super::batch_id::BatchId;
 use super::disk::Disk;
@@ -44,7 +44,9 @@ pub struct Journals {
     disk: Disk,
     data_dir: PathBuf,
     journal_bytes: u64,
-    ready: ArrayQueue<Journal>,
+    ready: ArrayQueue<Arc<Journal>>,
+    /// Journals to close. Closing a file, and removing an unused one, may wait for the disk.
+    retired: SegQueue<Arc<Journal>>,
     is_closed: AtomicBool,
 }
 
@@ -81,44 +83,52 @@ impl Journals {
             data_dir: data_dir.to_owned(),
             journal_bytes: journal_bytes as u64,
             ready: ArrayQueue::new(READY + GIVEN_BACK),
+            retired: SegQueue::new(),
             is_closed: AtomicBool::new(false),
         };
         journals.prepare()?;
         Ok(journals)
     }
 
-    /// Creates as many journals as should be ready.
+    /// Closes the retired journals, and creates as many journals as should be ready.
     ///
     /// # Errors
     /// Errors of the file system. Journals that were created before stay ready.
     pub fn prepare(&self) -> io::Result<()> {
+        while self.retired.pop().is_some() {}
+        if !self.is_short() {
+            return Ok(());
+        }
         // Not the data directory itself: if that is missing, a disk may not be mounted.
         self.disk.create_dir_if_missing(&dir(&self.data_dir))?;
         while self.is_short() {
-            self.give_back(Journal::create(&self.disk, &self.data_dir, self.journal_bytes)?);
+            self.retire(Arc::new(Journal::create(&self.disk, &self.data_dir, self.journal_bytes)?));
         }
         Ok(())
     }
 
     /// Takes a journal that is ready. `None` if none is.
     #[must_use]
-    pub fn take(&self) -> Option<Journal> {
+    pub fn take(&self) -> Option<Arc<Journal>> {
         self.ready.pop()
     }
 
-    /// Adds an unused journal. It is removed if there are too many already, or after [`close`](Self::close).
-    pub fn give_back(&self, journal: Journal) {
-        drop(self.ready.push(journal));
-        if self.is_closed.load(Ordering::SeqCst) {
-            self.close();
+    /// Takes back a journal that its batch does not need any more. An unused one is ready again. Never waits for the
+    /// disk: [`prepare`](Self::prepare) and [`close`](Self::close) close the others.
+    pub fn retire(&self, journal: Arc<Journal>) {
+        if !journal.is_unused() || self.is_closed.load(Ordering::SeqCst) {
+            self.retired.push(journal);
+        } else if let Err(superfluous) = self.ready.push(journal) {
+            self.retired.push(superfluous);
         }
     }
 
-    /// Removes the unused journals, now and whenever one is given back.
+    /// Removes the unused journals, and closes all others. Journals that are retired later are closed when `Journals`
+    /// is dropped.
     pub fn close(&self) {
-        // SeqCst: pairs with the load in `give_back`. Either that call sees the flag, or this one sees the journal.
         self.is_closed.store(true, Ordering::SeqCst);
         while self.take().is_some() {}
+        while self.retired.pop().is_some() {}
     }
 
     /// Whether a journal is ready.
@@ -248,12 +258,17 @@ impl Journal {
         }
     }
 
-    /// Records an error of this journal for `/readyz`.
+    /// Records and logs an error of a write or sync.
     pub fn report_failure(&self, error: &io::Error) {
-        self.disk.health.report(error);
+        let message = "can't write a journal; the waiting requests are refused and the batch is sealed";
+        self.disk.health.report(error, message);
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
         match &*self.state() {
             State::Unnamed(path) | State::Named(path) => path.clone(),
             State::Removed => dir(&self.data_dir),

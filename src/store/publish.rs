@@ -9,8 +9,8 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::batch_id::BatchId;
@@ -26,10 +26,14 @@ use super::temp_file::TempFile;
 pub struct Staged {
     /// The batch.
     pub id: BatchId,
+    /// The number of reports.
+    pub reports: usize,
     /// Size of the compressed file.
     pub bytes: u64,
     pub(super) path: PathBuf,
     pub(super) locked: File,
+    /// It has its final name, which may not be durable yet.
+    pub(super) is_renamed: bool,
 }
 
 impl Store {
@@ -45,8 +49,20 @@ impl Store {
         modified: SystemTime,
         compression: Compression,
     ) -> io::Result<Staged> {
+        let reports = lines.iter().map(|lines| memchr::memchr_iter(b'\n', lines).count()).sum();
+        self.stage_with(id, reports, modified, |to| report_file::compress(lines, compression, to))
+    }
+
+    /// Stages what `write` writes: a compressed file with this many reports.
+    pub(super) fn stage_with(
+        &self,
+        id: BatchId,
+        reports: usize,
+        modified: SystemTime,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<Staged> {
         let temp = TempFile::create(&self.disk, &self.path, &id.report_file())?;
-        report_file::compress(lines, compression, self.disk.writer(temp.file())).describe("write", temp.path())?;
+        write(&mut self.disk.writer(temp.file())).describe("write", temp.path())?;
         if let Err(error) = self.disk.set_modified(temp.file(), modified) {
             // Nothing depends on it. The name contains a time, too.
             tracing::warn!(file = id.report_file(), %error, "can't set the modification time of a report file");
@@ -67,19 +83,26 @@ impl Store {
         }
         self.incomplete().remove(&id);
         let (_, file) = temp.into_parts();
-        Ok(Staged { id, bytes, path, locked: file })
+        Ok(Staged { id, reports, bytes, path, locked: file, is_renamed: false })
     }
 
     /// Gives a staged report file its final name. An existing file is never replaced. The journal must be removed
     /// before.
     ///
     /// # Errors
-    /// Errors of the file system. The file is staged or published then. Recovery finishes the work.
-    pub fn publish(&self, staged: &Staged, compression: Compression) -> io::Result<()> {
+    /// Errors of the file system. The file is staged or published then, and the call may be repeated.
+    pub fn publish(&self, staged: &mut Staged, compression: Compression) -> io::Result<()> {
         let path = self.path.join(staged.id.report_file());
-        match self.disk.rename_noreplace(&staged.path, &path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.publish_missing(staged, compression)?,
-            renamed => renamed?,
+        if !staged.is_renamed {
+            match self.disk.rename_noreplace(&staged.path, &path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.publish_missing(staged, compression)?;
+                }
+                // Some file systems report an error although they have renamed the file.
+                Err(error) if error.kind() == io::ErrorKind::NotFound || exists(&staged.path) => return Err(error),
+                Err(_) | Ok(()) => {}
+            }
+            staged.is_renamed = true;
         }
         self.sync()
     }
@@ -117,6 +140,11 @@ impl Store {
     }
 }
 
+/// Whether there is a file at `path`. Also `true` if the file system cannot tell.
+fn exists(path: &Path) -> bool {
+    !path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
 /// The lines that are not in `published`. A line that occurs several times counts as often.
 fn missing_lines<'a>(lines: &'a [u8], published: &'a [u8]) -> Vec<&'a [u8]> {
     let split = |bytes: &'a [u8]| bytes.split_inclusive(|byte| *byte == b'\n');
@@ -136,7 +164,6 @@ fn missing_lines<'a>(lines: &'a [u8], published: &'a [u8]) -> Vec<&'a [u8]> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
@@ -155,8 +182,8 @@ mod tests {
     }
 
     fn publish(store: &Store, id: BatchId, lines: &[&[u8]]) -> Staged {
-        let staged = store.stage(id, lines, SystemTime::now(), COMPRESSION).unwrap();
-        store.publish(&staged, COMPRESSION).unwrap();
+        let mut staged = store.stage(id, lines, SystemTime::now(), COMPRESSION).unwrap();
+        store.publish(&mut staged, COMPRESSION).unwrap();
         staged
     }
 
@@ -166,9 +193,9 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let modified = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
         let id = BatchId::new(modified);
-        let staged = store.stage(id, &[b"{\"a\":1}\n", b"{}\n"], modified, COMPRESSION).unwrap();
+        let mut staged = store.stage(id, &[b"{\"a\":1}\n", b"{}\n"], modified, COMPRESSION).unwrap();
         assert!(report_files(dir.path()).is_empty(), "staged, not published");
-        store.publish(&staged, COMPRESSION).unwrap();
+        store.publish(&mut staged, COMPRESSION).unwrap();
         let path = dir.path().join(id.report_file());
         assert_eq!(report_files(dir.path()), std::slice::from_ref(&path));
         let metadata = fs::metadata(&path).unwrap();

@@ -22,9 +22,9 @@ use std::thread;
 use super::batch_id::BatchId;
 use super::data_dir::Store;
 use super::disk_error::{Describe, is_unreadable};
-use super::journal_content::JournalContent;
 use super::listing::{file_name, sorted_paths};
 use super::orphan::{self, Found};
+use super::pending::{JournalStaged, stage_journal};
 use super::publish::Staged;
 use super::report_file::{self, Compression};
 use super::temp_file::TempFile;
@@ -66,7 +66,7 @@ pub fn recover(store: &Store, compression: Compression, unrecognized: &mut Unrec
     // Staged files first. Their journals are redundant.
     for path in sorted_paths(&store.disk, &store.tmp_dir())? {
         if let Some(id) = BatchId::of_report_file(file_name(&path)) {
-            recovered += or_retry(recover_staged(store, &path, id, compression), &path);
+            recovered += or_retry(store, recover_staged(store, &path, id, compression));
         }
     }
     let mut journals = Vec::new();
@@ -95,7 +95,7 @@ fn recover_journals(store: &Store, journals: &[(PathBuf, BatchId)], compression:
         let mut recovered = Recovered::default();
         // Relaxed: the only requirement is that each number is given out once.
         while let Some((path, id)) = journals.get(next.fetch_add(1, Ordering::Relaxed)) {
-            recovered += or_retry(recover_journal(store, path, *id, compression), path);
+            recovered += or_retry(store, recover_journal(store, path, *id, compression));
         }
         recovered
     };
@@ -111,9 +111,9 @@ fn recover_journals(store: &Store, journals: &[(PathBuf, BatchId)], compression:
     })
 }
 
-fn or_retry(result: io::Result<Recovered>, path: &Path) -> Recovered {
+fn or_retry(store: &Store, result: io::Result<Recovered>) -> Recovered {
     result.unwrap_or_else(|error| {
-        tracing::error!(file = %path.display(), %error, "can't recover a journal; retrying later");
+        store.health().log(&error, "can't recover a journal; retrying later");
         Recovered { failed: 1, ..Recovered::default() }
     })
 }
@@ -140,7 +140,8 @@ fn recover_staged(store: &Store, path: &Path, id: BatchId, compression: Compress
         Found::Nothing => {}
     }
     let bytes = file.metadata().describe("inspect", path)?.len();
-    publish(store, &Staged { id, bytes, path: path.to_owned(), locked: file }, reports, compression)?;
+    let staged = Staged { id, reports, bytes, path: path.to_owned(), locked: file, is_renamed: false };
+    publish(store, staged, compression)?;
     Ok(Recovered { batches: 1, reports, ..Recovered::default() })
 }
 
@@ -152,32 +153,21 @@ fn recover_journal(store: &Store, path: &Path, id: BatchId, compression: Compres
         // The next recovery takes the staged file.
         return Ok(Recovered::default());
     }
-    let modified = file.metadata().and_then(|metadata| metadata.modified()).describe("inspect", path)?;
-    let bytes = store.disk.read(&file, path)?;
-    let content = JournalContent::of(&bytes);
-    let mut recovered = Recovered { batches: 1, ..Recovered::default() };
-    if !content.corrupt.is_empty() {
-        recovered.corrupt_bytes = quarantine::copy_corrupt(store, path, &content)?;
-    }
-    if content.lines.is_empty() {
-        store.disk.remove(path)?;
-        return Ok(recovered);
-    }
-    recovered.reports = content.reports();
-    let staged = store.stage(id, &content.lines, modified, compression)?;
+    let JournalStaged { staged, corrupt_bytes } = stage_journal(store, &file, path, id, compression)?;
     store.disk.remove(path)?;
-    publish(store, &staged, recovered.reports, compression)?;
-    Ok(recovered)
+    let reports = staged.as_ref().map_or(0, |staged| staged.reports);
+    staged.map_or(Ok(()), |staged| publish(store, staged, compression))?;
+    Ok(Recovered { batches: 1, reports, corrupt_bytes, failed: 0 })
 }
 
 /// Publishes a staged file whose journal was removed just now.
-fn publish(store: &Store, staged: &Staged, reports: usize, compression: Compression) -> io::Result<()> {
+fn publish(store: &Store, mut staged: Staged, compression: Compression) -> io::Result<()> {
     store.disk.sync_dir(&journal::dir(&store.path)).or_else(|error| match error.kind() {
         // A server with `ACK=memory` has no journals.
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(error),
     })?;
-    store.publish(staged, compression)?;
-    tracing::info!(file = staged.id.report_file(), reports, "recovered");
+    store.publish(&mut staged, compression)?;
+    tracing::info!(file = staged.id.report_file(), reports = staged.reports, "recovered");
     Ok(())
 }

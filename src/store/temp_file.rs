@@ -28,6 +28,7 @@ pub(super) struct TempFile {
 impl TempFile {
     /// Creates `.NAME.RANDOM.tmp` in the directory for temporary files of `data_dir`.
     pub(super) fn create(disk: &Disk, data_dir: &Path, name: &str) -> io::Result<Self> {
+        disk.check_root()?;
         let dir = data_dir.join(TMP_DIR);
         loop {
             let path = dir.join(format!(".{name}.{:08x}.tmp", random_id()));

@@ -20,9 +20,6 @@ const LATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the client of an idle HTTP/2 connection has for requests that it sent before it received GOAWAY.
 const GO_AWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Maximum time from a complete body to the answer. It ends the wait for a disk that does not respond.
-pub(in crate::http) const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -133,7 +130,7 @@ impl Deadlines {
 
     /// HTTP/1: the request is complete and about to be answered.
     pub(super) fn answering(&self) {
-        self.enter(Phase::Answer, COMMIT_TIMEOUT);
+        self.enter(Phase::Answer, self.limits.commit_timeout);
     }
 
     /// HTTP/1: the answer is complete.

@@ -27,7 +27,6 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 pub(super) use self::connection::Connection;
-pub(super) use self::deadlines::COMMIT_TIMEOUT;
 use self::deadlines::{Deadlines, Expired, Phase};
 use self::protocol::Protocol;
 pub use self::protocol::http1_builder;

@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::connection::Connection;
-use super::deadlines::{COMMIT_TIMEOUT, Phase};
+use super::deadlines::Phase;
 
 /// How much of a refused body is read and discarded, and for how long.
 const DISCARD_BYTES: usize = 16 << 20;
@@ -141,7 +141,7 @@ impl<'a> RequestContext<'a> {
     pub(in crate::http) fn start_answer(&mut self) {
         match self.is_http2 {
             false => self.connection.deadlines.answering(),
-            true => self.start_timer(COMMIT_TIMEOUT),
+            true => self.start_timer(self.connection.app.limits.commit_timeout),
         }
     }
 

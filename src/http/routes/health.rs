@@ -1,5 +1,7 @@
 //! Health endpoints: is the process alive, and should it receive requests?
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CACHE_CONTROL, HeaderValue};
@@ -8,6 +10,9 @@ use serde::Serialize;
 
 use crate::http::app::App;
 use crate::http::response::json;
+
+/// The time after which a write to a journal counts as stalled. Usually it takes microseconds, and a sync milliseconds.
+const STALLED: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Serialize)]
 struct Health {
@@ -35,6 +40,8 @@ fn not_ready(app: &App) -> Option<String> {
         Some("the server is shutting down".to_owned())
     } else if app.buffer.is_disk_full() {
         Some("the disk is full".to_owned())
+    } else if app.buffer.commit_wait() >= STALLED {
+        Some(format!("the disk does not respond: a write waits for {} s", app.buffer.commit_wait().as_secs()))
     } else if let Some(error) = app.store.health().error() {
         Some(error)
     } else if !app.buffer.has_capacity() {

@@ -15,7 +15,7 @@ use crate::buffer::{AppendError, NotDurable, Ticket};
 use crate::http::admission::{Key, Repeats};
 use crate::http::app::App;
 use crate::http::body::{self, Body, Encoding};
-use crate::http::conn::{COMMIT_TIMEOUT, Connection, RequestContext};
+use crate::http::conn::{Connection, RequestContext};
 use crate::http::error::ApiError;
 use crate::http::response::text;
 use crate::report::Reports;
@@ -81,10 +81,12 @@ pub(super) async fn post(
         None => context.in_time(store(app, body, encoding, stamps)).await,
         Some((repeats, key)) => {
             let app = Arc::clone(app);
-            // A time limit of its own: it continues if the client disconnects.
+            // Without a time limit: it continues when this request has been answered with `not-durable`. A repeated
+            // request waits for it, and is not stored again.
             let store = async move {
-                let stored = timeout(COMMIT_TIMEOUT, store(&app, body, encoding, stamps)).await;
-                stored.unwrap_or(Err(NotDurable.into()))
+                let (ticket, count) = append(&app, body, encoding, stamps).await?;
+                ticket.stored().await;
+                Ok(count)
             };
             context.in_time(repeats.once(key, store)).await
         }
@@ -95,24 +97,32 @@ pub(super) async fn post(
 
 /// Stores the reports of a body in the state that `ACK` asks for. Returns their number.
 async fn store(app: &App, body: Body, encoding: Option<Encoding>, stamps: Option<String>) -> Result<usize, ApiError> {
-    let (ticket, count) = {
-        let body = match encoding {
-            None => body,
-            Some(encoding) => body::decode(app, &body, encoding).await?,
-        };
-        let mut reports = Reports::check(body.as_bytes())?;
-        if let Some(stamps) = stamps {
-            reports = body::add_stamps(&app.stamps, &reports, &stamps, app.limits.max_body_bytes)?;
-        }
-        (append(app, &reports).await?, reports.count())
-        // The end of this block releases the body, because the next wait may be long.
-    };
+    let (ticket, count) = append(app, body, encoding, stamps).await?;
     ticket.durable().await?;
     Ok(count)
 }
 
+/// Checks a body and appends its reports to the buffer. Returns their number. Releases the body: the wait that follows
+/// may be long.
+async fn append(
+    app: &App,
+    body: Body,
+    encoding: Option<Encoding>,
+    stamps: Option<String>,
+) -> Result<(Ticket, usize), ApiError> {
+    let body = match encoding {
+        None => body,
+        Some(encoding) => body::decode(app, &body, encoding).await?,
+    };
+    let mut reports = Reports::check(body.as_bytes())?;
+    if let Some(stamps) = stamps {
+        reports = body::add_stamps(&app.stamps, &reports, &stamps, app.limits.max_body_bytes)?;
+    }
+    Ok((append_reports(app, &reports).await?, reports.count()))
+}
+
 /// Appends to the buffer. If the buffer is full, waits for capacity.
-async fn append(app: &App, reports: &Reports<'_>) -> Result<Ticket, ApiError> {
+async fn append_reports(app: &App, reports: &Reports<'_>) -> Result<Ticket, ApiError> {
     let retry = async {
         loop {
             let mut capacity = pin!(app.buffer.capacity());
