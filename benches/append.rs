@@ -38,7 +38,7 @@ fn append(criterion: &mut Criterion) {
     for threads in [1, 2, 4, 8].into_iter().filter(|threads| *threads <= 2 * cores) {
         let shards = threads.min(cores) as usize;
         let layout = BufferLayout { batches: 6, shards, chunk_bytes: BATCH_BYTES / shards };
-        let buffer = Buffer::new(layout, Ack::Memory, None, 0);
+        let buffer = Buffer::new(layout, Ack::Memory, None, 0, &Arc::default());
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {

@@ -43,7 +43,7 @@ fn flush(criterion: &mut Criterion) {
         }
     }
     let dir = tempfile::tempdir().expect("can't create a temporary directory");
-    let store = Store::open(dir.path()).expect("can't open the data directory");
+    let store = Store::open(dir.path(), &Arc::default()).expect("can't open the data directory");
     group.bench_function("stage and publish at level 1, with all fsyncs", |bencher| {
         bencher.iter(|| {
             let now = SystemTime::now();

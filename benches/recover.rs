@@ -9,6 +9,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -65,7 +66,7 @@ fn time_recovery(data_dir: &Path, journals: &[Vec<u8>], threads: usize) -> Durat
         fs::File::open(path).and_then(|file| file.sync_all()).expect("can't sync a journal");
     }
     let started = Instant::now();
-    let store = Store::open(data_dir).expect("can't open the data directory");
+    let store = Store::open(data_dir, &Arc::default()).expect("can't open the data directory");
     let recovered =
         recover(&store, Compression { level: 1, threads }, &mut Unrecognized::new()).expect("recovery failed");
     let took = started.elapsed();

@@ -106,7 +106,9 @@ impl Flusher {
     pub(crate) fn flush_or_retry(&mut self, batch: &Arc<Batch>) {
         // Fewer resources for a retry: threads may be what the system could not provide.
         let threads = if self.retries.contains_key(&batch.id()) { 1 } else { self.compression.threads };
-        match self.flush(batch, Compression { threads, ..self.compression }) {
+        let flushed = self.flush(batch, Compression { threads, ..self.compression });
+        self.store.metrics().count_flush(batch.trigger(), flushed.is_ok());
+        match flushed {
             Ok(()) => {
                 self.retries.remove(&batch.id());
                 batch.settle();
@@ -143,6 +145,10 @@ impl Flusher {
         let mut staged = self.store.stage(batch.id(), &lines, last, compression)?;
         let published = batch.remove_journal().and_then(|()| self.store.publish(&mut staged, compression));
         let (file, reports, bytes_out) = (staged.id.report_file(), staged.reports, staged.bytes);
+        let metrics = self.store.metrics();
+        metrics.flush_ns.observe_duration(started.elapsed());
+        metrics.file_bytes_raw.add(bytes_in as u64);
+        metrics.file_bytes_zstd.add(bytes_out);
         match published {
             Ok(()) => {
                 let ms = started.elapsed().as_millis() as u64;
@@ -188,9 +194,9 @@ mod tests {
     #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
     fn a_panic_between_two_batches_does_not_end_the_flush_thread() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::open(dir.path()).unwrap());
+        let store = Arc::new(Store::open(dir.path(), &Arc::default()).unwrap());
         let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 8 };
-        let buffer = Arc::new(Buffer::new(layout, Ack::Memory, None, 0));
+        let buffer = Arc::new(Buffer::new(layout, Ack::Memory, None, 0, &Arc::default()));
         buffer.append(&Reports::check(b"{}").unwrap()).unwrap();
 
         // The flush thread wakes it when it seals the batch.
@@ -212,9 +218,9 @@ mod tests {
     #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
     fn a_batch_that_fails_does_not_block_the_batches_behind_it() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::open(dir.path()).unwrap());
+        let store = Arc::new(Store::open(dir.path(), &Arc::default()).unwrap());
         let layout = BufferLayout { batches: 3, shards: 1, chunk_bytes: 3 };
-        let buffer = Arc::new(Buffer::new(layout, Ack::Memory, None, 0));
+        let buffer = Arc::new(Buffer::new(layout, Ack::Memory, None, 0, &Arc::default()));
         let report = Reports::check(b"{}").unwrap();
         let bad = buffer.append(&report).unwrap().batch;
         let good = buffer.append(&report).unwrap().batch.id();

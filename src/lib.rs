@@ -63,6 +63,7 @@ pub mod flush;
 pub mod http;
 pub mod listen;
 pub mod maintenance;
+pub mod metrics;
 pub mod report;
 pub mod server;
 pub mod store;

@@ -109,7 +109,10 @@ impl Maintenance {
             self.store.health().clear();
         }
         let is_full = match self.store.free_bytes() {
-            Ok(free_bytes) => free_bytes < self.min_free_bytes,
+            Ok(free_bytes) => {
+                self.store.metrics().disk_free_bytes.set(free_bytes);
+                free_bytes < self.min_free_bytes
+            }
             Err(error) => {
                 self.store.health().report(&error, "can't determine the free disk space");
                 false
@@ -181,10 +184,10 @@ mod tests {
     fn maintenance(root: &Path) -> Maintenance {
         let start = |root: &Path, faults| {
             let script = Script::new(root, faults);
-            let store = Arc::new(Store::open_on(Disk::scripted(&script), &root.join("data")).unwrap());
+            let store = Arc::new(Store::open_on(Disk::scripted(&script), &root.join("data"), &Arc::default()).unwrap());
             let layout = BufferLayout { batches: 30, shards: 1, chunk_bytes: 3 };
             let journals = store.journals(3).unwrap();
-            let buffer = Arc::new(Buffer::new(layout, Ack::Journal, Some(journals), 0));
+            let buffer = Arc::new(Buffer::new(layout, Ack::Journal, Some(journals), 0, &Arc::default()));
             let compression = Compression { level: 1, threads: 1 };
             (script.calls().len(), Maintenance { buffer, store, min_free_bytes: 0, compression })
         };

@@ -48,7 +48,7 @@ pub async fn run(
         Ack::Memory => None,
         Ack::Journal | Ack::Disk => Some(store.journals(layout.batch_bytes())?),
     };
-    let buffer = Arc::new(Buffer::new(layout, config.ack, journals, config.spill_bytes as u64));
+    let buffer = Arc::new(Buffer::new(layout, config.ack, journals, config.spill_bytes as u64, store.metrics()));
     let maintenance = Maintenance {
         buffer: Arc::clone(&buffer),
         store: Arc::clone(&store),

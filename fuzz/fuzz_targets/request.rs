@@ -55,13 +55,13 @@ static SERVERS: LazyLock<Servers> = LazyLock::new(|| {
     let _context = runtime.enter();
     // `/readyz` reports its errors. The buffer never writes to it.
     let dir = std::env::temp_dir().join(format!("netwatch-fuzz-{}", std::process::id()));
-    let store = Arc::new(Store::open(&dir).unwrap());
+    let store = Arc::new(Store::open(&dir, &Arc::default()).unwrap());
     let servers = SETTINGS.map(|settings| {
         let small = [("MAX_BODY_BYTES", "4KiB"), ("BATCH_BYTES", "64KiB"), ("BUFFER_BYTES", "128KiB"), ("WORKERS", "1")];
         let set: HashMap<_, _> =
             small.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let config = Config::from_values(&set).unwrap();
-        let buffer = Arc::new(Buffer::new(BufferLayout::from(&config), Ack::Memory, None, 0));
+        let buffer = Arc::new(Buffer::new(BufferLayout::from(&config), Ack::Memory, None, 0, &Arc::default()));
         Server { app: Arc::new(App::new(&config, Arc::clone(&buffer), Arc::clone(&store))), buffer }
     });
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();

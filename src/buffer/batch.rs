@@ -11,6 +11,8 @@ use super::chunk::Nanos;
 use super::committer::CommitQueue;
 use super::pool::{Chunks, Pool};
 use crate::config::Ack;
+use crate::metrics::{Metrics, Trigger};
+use crate::report::Reports;
 use crate::store::{BatchId, Journal, Pending};
 
 /// A lease on memory. A batch takes its chunks from the pool when it is created, and returns them when its last `Arc`
@@ -22,6 +24,7 @@ pub struct Batch {
     id: OnceLock<BatchId>,
     /// The pool no longer counts this batch as unflushed.
     is_settled: AtomicBool,
+    trigger: OnceLock<Trigger>,
     pool: Arc<Pool>,
 }
 
@@ -44,7 +47,9 @@ impl Batch {
             pool.maintenance.get().into_iter().for_each(|(maintenance, _)| maintenance.unpark());
         }
         let journal = journal.map(|journal| BatchJournal::new(journal, chunks.len()));
-        Some(Arc::new(Self::new(chunks, journal, pool)))
+        let batch = Arc::new(Self::new(chunks, journal, pool));
+        pool.register(&batch);
+        Some(batch)
     }
 
     /// A batch without memory, which refuses every append. It is the active batch of a closed buffer.
@@ -54,19 +59,20 @@ impl Batch {
 
     fn new(chunks: Chunks, journal: Option<BatchJournal>, pool: &Arc<Pool>) -> Self {
         let is_settled = AtomicBool::new(chunks.is_empty());
-        Self { chunks, journal, id: OnceLock::new(), is_settled, pool: Arc::clone(pool) }
+        Self { chunks, journal, id: OnceLock::new(), is_settled, trigger: OnceLock::new(), pool: Arc::clone(pool) }
     }
 
     pub(super) fn is_closed(&self) -> bool {
         self.chunks.is_empty()
     }
 
-    /// Appends lines to the chunk of the shard or, if that is full, to the next chunk with space. Returns the chunk and
+    /// Appends the lines of reports to the chunk of the shard or, if that is full, to the next chunk with space. Returns the chunk and
     /// the offset after the lines. Returns `None` if no chunk has space; then all chunks are sealed.
-    pub(super) fn append(&self, shard: usize, lines: &[u8], now_ns: Nanos) -> Option<(usize, usize)> {
+    pub(super) fn append(&self, shard: usize, reports: &Reports<'_>, now_ns: Nanos) -> Option<(usize, usize)> {
         let shards = self.chunks.len();
         let mut indices = (0..shards).map(|step| (shard + step) % shards);
-        indices.find_map(|index| Some((index, self.chunks[index].append(lines, now_ns)?)))
+        let (lines, count) = (reports.as_bytes(), reports.count());
+        indices.find_map(|index| Some((index, self.chunks[index].append(lines, count, now_ns)?)))
     }
 
     pub(super) fn ack(&self) -> Ack {
@@ -115,7 +121,7 @@ impl Batch {
         let is_durable =
             |(index, len): (usize, Option<usize>)| len.is_some_and(|len| journal.progress.is_durable(index, len));
         (lens.enumerate().all(is_durable) && journal.journal.is_recoverable())
-            .then(|| Pending::spilled(self.id(), Arc::clone(&journal.journal)))
+            .then(|| Pending::spilled(self.id(), Arc::clone(&journal.journal), self.reports()))
     }
 
     /// Whether this batch has a journal.
@@ -163,6 +169,36 @@ impl Batch {
     /// Ends appends. Appends that are being copied may still finish.
     pub(super) fn seal(&self) {
         self.chunks.iter().for_each(|chunk| chunk.seal());
+    }
+
+    /// Records why this batch is sealed. Only the first call has an effect.
+    pub(super) fn set_trigger(&self, trigger: Trigger) {
+        self.trigger.get_or_init(|| trigger);
+    }
+
+    /// Why this batch was sealed.
+    #[must_use]
+    pub fn trigger(&self) -> Trigger {
+        self.trigger.get().copied().unwrap_or(Trigger::Full)
+    }
+
+    /// The number of reports, exact when no writer is copying.
+    #[must_use]
+    pub fn reports(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.reports()).sum()
+    }
+
+    /// Bytes of complete lines, as far as no writer is copying.
+    pub(super) fn len(&self) -> u64 {
+        self.chunks.iter().filter_map(|chunk| chunk.complete_len()).sum::<usize>() as u64
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_settled.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.pool.metrics
     }
 
     pub(super) fn is_sealed(&self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::group_commit::Progress;
 use crate::store::{BatchId, Journal};
@@ -14,6 +14,8 @@ pub(super) struct BatchJournal {
     pub(super) progress: Progress,
     /// For each chunk, the number of bytes in the journal.
     written: Box<[AtomicUsize]>,
+    /// Number of reports in the journal.
+    reports: AtomicU64,
     /// The journal has its name.
     named: AtomicBool,
     /// The name is synced.
@@ -26,6 +28,7 @@ impl BatchJournal {
             journal,
             progress: Progress::new(chunks),
             written: (0..chunks).map(|_| AtomicUsize::new(0)).collect(),
+            reports: AtomicU64::new(0),
             named: AtomicBool::new(false),
             name_synced: AtomicBool::new(false),
         }
@@ -58,6 +61,11 @@ impl BatchJournal {
             written.store(*end, Ordering::Relaxed);
         }
         Ok(ends)
+    }
+
+    /// Replaces the number of reports in the journal. Returns the difference to the previous number.
+    pub(super) fn advance_reports(&self, reports: u64) -> u64 {
+        reports.saturating_sub(self.reports.swap(reports, Ordering::Relaxed))
     }
 
     /// Syncs the journal, and its name if that is not synced yet.

@@ -20,6 +20,8 @@ pub(super) struct Chunk {
     /// anyway.
     first_ns: AtomicU64,
     last_ns: AtomicU64,
+    /// The number of reports. It may be ahead of the committed bytes.
+    reports: AtomicU64,
     bytes: Memory,
 }
 
@@ -97,16 +99,17 @@ impl Chunk {
     /// If the kernel has no address space left.
     pub(super) fn new(capacity: usize) -> Self {
         let bytes = Memory::reserve(capacity);
-        Self { cursor: Cursor::new(), first_ns: AtomicU64::new(0), last_ns: AtomicU64::new(0), bytes }
+        let [first_ns, last_ns, reports] = [(); 3].map(|()| AtomicU64::new(0));
+        Self { cursor: Cursor::new(), first_ns, last_ns, reports, bytes }
     }
 
     pub(super) fn capacity(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Appends `lines` and a line break, and returns the offset after it. Returns `None` if the chunk is sealed. Lines
+    /// Appends `lines`, which are this number of reports, and a line break, and returns the offset after it. Returns `None` if the chunk is sealed. Lines
     /// that do not fit seal the chunk. Readers see all of the lines or none.
-    pub(super) fn append(&self, lines: &[u8], now_ns: Nanos) -> Option<usize> {
+    pub(super) fn append(&self, lines: &[u8], reports: usize, now_ns: Nanos) -> Option<usize> {
         let len = lines.len() + 1;
         let start = self.cursor.reserve(len, self.capacity())?;
         debug_assert!(start + len <= self.capacity());
@@ -125,6 +128,7 @@ impl Chunk {
             self.first_ns.store(now_ns, Ordering::Relaxed);
         }
         self.last_ns.fetch_max(now_ns, Ordering::Relaxed);
+        self.reports.fetch_add(reports as u64, Ordering::Relaxed);
         self.cursor.commit(len);
         Some(start + len)
     }
@@ -152,6 +156,12 @@ impl Chunk {
         self.cursor.complete_len()
     }
 
+    /// The number of reports, exact when no writer is copying.
+    pub(super) fn reports(&self) -> u64 {
+        // Relaxed: as for the times.
+        self.reports.load(Ordering::Relaxed)
+    }
+
     /// The times of the first and the last line. `None` before the first line.
     pub(super) fn times(&self) -> Option<(Nanos, Nanos)> {
         // Relaxed: callers that need exact times have called `lines` before, which acquires the commits.
@@ -164,6 +174,7 @@ impl Chunk {
         self.cursor.reset();
         *self.first_ns.get_mut() = 0;
         *self.last_ns.get_mut() = 0;
+        *self.reports.get_mut() = 0;
     }
 }
 
@@ -174,8 +185,8 @@ mod tests {
     #[test]
     fn lines_are_read_as_they_were_appended() {
         let chunk = Chunk::new(16);
-        assert_eq!(chunk.append(b"{\"a\":1}", 5), Some(8));
-        assert_eq!(chunk.append(b"{}", 9), Some(11));
+        assert_eq!(chunk.append(b"{\"a\":1}", 1, 5), Some(8));
+        assert_eq!(chunk.append(b"{}", 1, 9), Some(11));
         assert_eq!(chunk.lines(), Some(&b"{\"a\":1}\n{}\n"[..]));
         assert_eq!(chunk.times(), Some((5, 9)));
     }
@@ -183,9 +194,9 @@ mod tests {
     #[test]
     fn a_line_that_does_not_fit_seals_the_chunk() {
         let chunk = Chunk::new(8);
-        assert_eq!(chunk.append(b"{}", 1), Some(3));
-        assert_eq!(chunk.append(b"{\"a\":1}", 2), None);
-        assert_eq!(chunk.append(b"{}", 3), None);
+        assert_eq!(chunk.append(b"{}", 1, 1), Some(3));
+        assert_eq!(chunk.append(b"{\"a\":1}", 1, 2), None);
+        assert_eq!(chunk.append(b"{}", 1, 3), None);
         assert_eq!(chunk.lines(), Some(&b"{}\n"[..]));
     }
 
@@ -198,7 +209,7 @@ mod tests {
                 let chunk = &chunk;
                 scope.spawn(move || {
                     for n in 0..lines {
-                        chunk.append(format!("{writer} {n}").as_bytes(), 1).unwrap();
+                        chunk.append(format!("{writer} {n}").as_bytes(), 1, 1).unwrap();
                     }
                 });
             }
@@ -227,7 +238,7 @@ mod tests {
         std::thread::scope(|scope| {
             let writers = [b"11", b"22"].map(|line| {
                 let chunk = &chunk;
-                scope.spawn(move || (0..lines).for_each(|_| assert!(chunk.append(line, 1).is_some())))
+                scope.spawn(move || (0..lines).for_each(|_| assert!(chunk.append(line, 1, 1).is_some())))
             });
             while !writers.iter().all(|writer| writer.is_finished()) {
                 read();

@@ -16,7 +16,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 use tokio::sync::oneshot;
@@ -25,6 +25,7 @@ use super::batch::Batch;
 use super::chunk::Nanos;
 use super::group_commit::{GroupCommit, Leadership, Progress};
 use crate::config::Ack;
+use crate::metrics::Trigger;
 
 impl GroupCommit for Batch {
     fn progress(&self) -> &Progress {
@@ -144,8 +145,14 @@ impl Drop for Busy<'_> {
 impl Group {
     fn commit(self) {
         let Self { leadership, done } = self;
+        let started = Instant::now();
         match panic::catch_unwind(AssertUnwindSafe(|| leadership.write_journal())) {
-            Ok(Ok(ends)) => leadership.mark_durable(&ends),
+            Ok(Ok(ends)) => {
+                let metrics = leadership.metrics();
+                metrics.commit_ns.observe_duration(started.elapsed());
+                metrics.group_reports.observe(leadership.journal().advance_reports(leadership.reports()));
+                leadership.mark_durable(&ends);
+            }
             Ok(Err(error)) => fail(&leadership, &error),
             // Another group of this journal could panic as well.
             Err(panic) => {
@@ -173,6 +180,7 @@ impl Batch {
 
 fn fail(leadership: &Leadership<Batch>, error: &io::Error) {
     leadership.journal().journal.report_failure(error);
+    leadership.set_trigger(Trigger::JournalFailed);
     leadership.seal();
     leadership.fail();
     // The sealed batch is due. Its reports are in memory, and the flush may succeed.

@@ -39,6 +39,7 @@ pub use self::ticket::Ticket;
 pub use self::unpublished::MAX_SPILLED;
 use self::unpublished::Unpublished;
 use crate::config::Ack;
+use crate::metrics::{Metrics, Trigger};
 use crate::report::Reports;
 use crate::store::{Journals, Pending};
 
@@ -67,16 +68,39 @@ pub enum AppendError {
     Closed,
 }
 
+/// What the buffer contains at one time.
+#[derive(Debug, Clone, Copy)]
+pub struct BufferState {
+    /// Bytes of reports in memory.
+    pub bytes: u64,
+    /// Batches without reports.
+    pub free: usize,
+    /// 1, or 0 after a close.
+    pub active: usize,
+    /// Batches that wait for the flush or are being flushed.
+    pub sealed: usize,
+    /// Age of the oldest report that is only in memory or in a journal.
+    pub oldest: Option<Duration>,
+    /// Bytes of the journals of spilled batches.
+    pub spilled_bytes: u64,
+}
+
 impl Buffer {
     /// Reserves all memory. The kernel provides the pages when they are first written.
     ///
     /// # Panics
     /// If `layout` has fewer than two batches or no shard, or if `journals` does not match `ack`, or none is ready.
     #[must_use]
-    pub fn new(layout: BufferLayout, ack: Ack, journals: Option<Journals>, spill_bytes: u64) -> Self {
+    pub fn new(
+        layout: BufferLayout,
+        ack: Ack,
+        journals: Option<Journals>,
+        spill_bytes: u64,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         assert!(layout.batches >= 2 && layout.shards >= 1, "{layout:?}");
         assert_eq!(ack == Ack::Memory, journals.is_none(), "{ack:?}");
-        let pool = Pool::new(layout, ack, journals);
+        let pool = Pool::new(layout, ack, journals, metrics);
         let first = Batch::lease(&pool).expect("a new pool has memory, and a journal is ready");
         Self {
             active: ArcSwap::new(first),
@@ -112,13 +136,13 @@ impl Buffer {
             // Read after the batch is known. Otherwise a preempted thread could give a batch an earlier time than its
             // predecessor, and the names of report files follow these times.
             let now_ns = self.pool.now_ns();
-            if let Some((chunk, end)) = batch.append(shard, lines, now_ns) {
+            if let Some((chunk, end)) = batch.append(shard, reports, now_ns) {
                 return Ok(Ticket { batch: Guard::into_inner(batch), chunk, end });
             }
             if batch.is_closed() {
                 return Err(AppendError::Closed);
             }
-            self.rotate(&batch)?;
+            self.rotate(&batch, Trigger::Full)?;
         }
     }
 
@@ -188,7 +212,7 @@ impl Buffer {
         if age < interval && !batch.is_sealed() {
             return interval - age;
         }
-        match self.rotate(&batch) {
+        match self.rotate(&batch, Trigger::Interval) {
             Ok(()) => Duration::ZERO,
             // There is no free memory. Returned memory wakes the caller.
             Err(_) => interval,
@@ -199,7 +223,7 @@ impl Buffer {
     pub fn close(&self) {
         loop {
             let batch = self.active.load();
-            if batch.is_closed() || self.swap(&batch, Batch::closed(&self.pool)) {
+            if batch.is_closed() || self.swap(&batch, Batch::closed(&self.pool), Trigger::Shutdown) {
                 return;
             }
         }
@@ -250,11 +274,11 @@ impl Buffer {
         self.pool.commits.busy_for(self.pool.now_ns())
     }
 
-    /// Replaces the batch `full` with a new one, unless another thread has done so.
-    fn rotate(&self, full: &Arc<Batch>) -> Result<(), AppendError> {
+    /// Replaces the batch `full` with a new one for this reason, unless another thread has done so.
+    fn rotate(&self, full: &Arc<Batch>, trigger: Trigger) -> Result<(), AppendError> {
         if let Some(fresh) = Batch::lease(&self.pool) {
             // If another thread was faster, `fresh` is dropped, which returns its memory and its journal.
-            self.swap(full, fresh);
+            self.swap(full, fresh, trigger);
             return Ok(());
         }
         if !Arc::ptr_eq(full, &self.active.load()) {
@@ -296,6 +320,22 @@ impl Buffer {
         false
     }
 
+    /// What the buffer contains, for metrics.
+    #[must_use]
+    pub fn state(&self) -> BufferState {
+        let (live, active) = (self.pool.live_batches(), self.active.load());
+        let unflushed = || live.iter().filter(|batch| !batch.is_settled());
+        let oldest_ns = unflushed().filter_map(|batch| batch.times_ns()).map(|(first_ns, _)| first_ns).min();
+        BufferState {
+            bytes: live.iter().map(|batch| batch.len()).sum(),
+            free: self.pool.free_batches(),
+            active: usize::from(!active.is_closed()),
+            sealed: unflushed().filter(|batch| !Arc::ptr_eq(batch, &active)).count(),
+            oldest: oldest_ns.map(|ns| Duration::from_nanos(self.pool.now_ns().saturating_sub(ns))),
+            spilled_bytes: self.unpublished.spilled_bytes(),
+        }
+    }
+
     /// Adds a batch whose staged report file could not be published. A shutdown waits for it.
     pub fn add_staged(&self, pending: Pending) {
         self.unpublished.add_staged(pending);
@@ -331,11 +371,12 @@ impl Buffer {
 
     /// Makes `fresh` the active batch in place of `old`. Seals `old` and queues it for the flush. Returns `false` if
     /// `old` was not the active batch. The caller holds `old`, so its address cannot belong to another batch.
-    fn swap(&self, old: &Arc<Batch>, fresh: Arc<Batch>) -> bool {
+    fn swap(&self, old: &Arc<Batch>, fresh: Arc<Batch>, trigger: Trigger) -> bool {
         let active = self.active.compare_and_swap(old, fresh);
         if !Arc::ptr_eq(old, &active) {
             return false;
         }
+        old.set_trigger(trigger);
         // Sealed after the swap, so that a rejected writer retries with the new batch.
         old.seal();
         self.return_sealed(Guard::into_inner(active));

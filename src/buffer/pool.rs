@@ -1,7 +1,7 @@
 //! The memory of batches that are not in use, and what all batches share.
 
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::{self, Thread};
 use std::time::Instant;
 
@@ -10,10 +10,12 @@ use crossbeam_utils::CachePadded;
 use crossbeam_utils::sync::Unparker;
 use tokio::sync::Notify;
 
+use super::batch::Batch;
 use super::chunk::{Chunk, Nanos};
 use super::committer::CommitQueue;
 use super::layout::BufferLayout;
 use crate::config::Ack;
+use crate::metrics::Metrics;
 use crate::store::Journals;
 
 /// The memory of one batch. Each chunk has its own cache lines, because neighbours belong to different threads.
@@ -35,13 +37,16 @@ pub(super) struct Pool {
     pub(super) journals: Option<Journals>,
     /// Groups that wait to be written to journals.
     pub(super) commits: Arc<CommitQueue>,
+    /// The batches that exist, for metrics. Locked once per batch and scrape.
+    live: Mutex<Vec<Weak<Batch>>>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) ack: Ack,
     /// The start of the monotonic clock that batches are timed with.
     started: Instant,
 }
 
 impl Pool {
-    pub(super) fn new(layout: BufferLayout, ack: Ack, journals: Option<Journals>) -> Arc<Self> {
+    pub(super) fn new(layout: BufferLayout, ack: Ack, journals: Option<Journals>, metrics: &Arc<Metrics>) -> Arc<Self> {
         let BufferLayout { batches, shards, chunk_bytes } = layout;
         let free = ArrayQueue::new(batches);
         for _ in 0..batches {
@@ -57,6 +62,8 @@ impl Pool {
             maintenance: OnceLock::new(),
             journals,
             commits: Arc::new(CommitQueue::new(batches)),
+            live: Mutex::default(),
+            metrics: Arc::clone(metrics),
             ack,
             started: Instant::now(),
         })
@@ -84,6 +91,22 @@ impl Pool {
             self.settle();
         }
         chunks
+    }
+
+    pub(super) fn free_batches(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Remembers a new batch, and forgets those that are gone.
+    pub(super) fn register(&self, batch: &Arc<Batch>) {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.retain(|batch| batch.strong_count() > 0);
+        live.push(Arc::downgrade(batch));
+    }
+
+    /// The batches that exist.
+    pub(super) fn live_batches(&self) -> Vec<Arc<Batch>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
     }
 
     pub(super) fn return_memory(&self, mut chunks: Chunks) {

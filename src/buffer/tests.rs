@@ -20,7 +20,7 @@ impl Buffer {
 }
 
 fn buffer(batches: usize, shards: usize, chunk_bytes: usize) -> Buffer {
-    Buffer::new(BufferLayout { batches, shards, chunk_bytes }, Ack::Memory, None, 0)
+    Buffer::new(BufferLayout { batches, shards, chunk_bytes }, Ack::Memory, None, 0, &Arc::default())
 }
 
 /// Report number `n` of a writer, with `len` bytes of padding.
@@ -105,10 +105,10 @@ async fn a_task_that_waits_for_capacity_is_woken_by_a_rotation_and_by_a_close() 
 #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
 async fn a_burst_spills_up_to_the_limit_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let store = crate::store::Store::open(dir.path()).unwrap();
+    let store = crate::store::Store::open(dir.path(), &Arc::default()).unwrap();
     let layout = BufferLayout { batches: 2, shards: 2, chunk_bytes: 1_000 };
     let journals = store.journals(2_000).unwrap();
-    let buffer = Buffer::new(layout, Ack::Journal, Some(journals), 10_000);
+    let buffer = Buffer::new(layout, Ack::Journal, Some(journals), 10_000, &Arc::default());
     buffer.spawn_committer().unwrap();
     let mut accepted = 0;
     loop {
@@ -145,10 +145,10 @@ async fn a_burst_spills_up_to_the_limit_and_loses_nothing() {
 #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
 async fn a_batch_that_a_late_request_spills_after_the_close_is_published_before_the_shutdown_ends() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(crate::store::Store::open(dir.path()).unwrap());
+    let store = Arc::new(crate::store::Store::open(dir.path(), &Arc::default()).unwrap());
     let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 3 };
     let journals = store.journals(3).unwrap();
-    let buffer = Arc::new(Buffer::new(layout, Ack::Journal, Some(journals), 3));
+    let buffer = Arc::new(Buffer::new(layout, Ack::Journal, Some(journals), 3, &Arc::default()));
     buffer.spawn_committer().unwrap();
     let report = Reports::check(b"{}").unwrap();
     for _ in 0..2 {
@@ -186,9 +186,9 @@ async fn append_from_tasks(ack: Ack) {
     let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed.to_le_bytes(); 8].concat());
 
     let dir = tempfile::tempdir().unwrap();
-    let store = crate::store::Store::open(dir.path()).unwrap();
+    let store = crate::store::Store::open(dir.path(), &Arc::default()).unwrap();
     let layout = BufferLayout { batches: 50, shards: 3, chunk_bytes: 4_000 };
-    let buffer = Arc::new(Buffer::new(layout, ack, Some(store.journals(12_000).unwrap()), 0));
+    let buffer = Arc::new(Buffer::new(layout, ack, Some(store.journals(12_000).unwrap()), 0, &Arc::default()));
     buffer.spawn_committer().unwrap();
     let appended = Arc::new(AtomicUsize::new(0));
     let durable = Arc::new(Mutex::new(HashSet::new()));
@@ -262,9 +262,9 @@ async fn aborted_tasks_leave_no_task_waiting_for_a_sync() {
 #[cfg_attr(miri, ignore = "Miri does not support these file operations")]
 async fn a_journal_that_cannot_be_written_fails_all_waiting_tasks_and_seals_the_batch() {
     let dir = tempfile::tempdir().unwrap();
-    let store = crate::store::Store::open(dir.path()).unwrap();
+    let store = crate::store::Store::open(dir.path(), &Arc::default()).unwrap();
     let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 64 };
-    let buffer = Buffer::new(layout, Ack::Journal, Some(store.journals(64).unwrap()), 0);
+    let buffer = Buffer::new(layout, Ack::Journal, Some(store.journals(64).unwrap()), 0, &Arc::default());
     buffer.spawn_committer().unwrap();
     let report = Reports::check(b"{}").unwrap();
     let tickets = [(); 3].map(|()| buffer.append(&report).unwrap());
@@ -455,10 +455,10 @@ proptest! {
 
 /// A buffer of batches with one report each, with journals in `dir`.
 fn journaled(dir: &Path, batches: usize, spill_bytes: u64) -> (crate::store::Store, Buffer) {
-    let store = crate::store::Store::open(dir).unwrap();
+    let store = crate::store::Store::open(dir, &Arc::default()).unwrap();
     let layout = BufferLayout { batches, shards: 1, chunk_bytes: 3 };
     let journals = store.journals(3).unwrap();
-    let buffer = Buffer::new(layout, Ack::Journal, Some(journals), spill_bytes);
+    let buffer = Buffer::new(layout, Ack::Journal, Some(journals), spill_bytes, &Arc::default());
     buffer.spawn_committer().unwrap();
     (store, buffer)
 }
@@ -516,8 +516,8 @@ fn a_thread_that_loses_the_race_to_rotate_returns_its_journal() {
     // Two threads find the batch full and lease the two journals that are ready.
     let [winner, loser] = [(); 2].map(|()| Batch::lease(&buffer.pool).unwrap());
     assert!(!buffer.pool.can_lease());
-    assert!(buffer.swap(&full, winner));
-    assert!(!buffer.swap(&full, loser));
+    assert!(buffer.swap(&full, winner, Trigger::Full));
+    assert!(!buffer.swap(&full, loser, Trigger::Full));
     assert!(buffer.pool.can_lease(), "the loser's journal is ready again");
     assert_eq!(journals(), before, "no journal is removed, and no journal has its final name");
     // During the shutdown, a returned journal is removed.

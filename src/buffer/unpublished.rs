@@ -94,7 +94,6 @@ impl Unpublished {
         state.is_exhausted = false;
     }
 
-    #[cfg(all(test, not(netwatch_loom)))]
     pub(super) fn spilled_bytes(&self) -> u64 {
         self.lock().spilled_bytes()
     }

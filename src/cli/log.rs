@@ -13,13 +13,14 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Config, LogFormat};
+use crate::metrics::Metrics;
 
 /// Maximum number of lines in the queue. Lines have 100 to 1,000 bytes.
 const QUEUE_LINES: usize = 8192;
 
 /// Starts the log, and logs the configuration's warnings. Dropping the guard writes the queue, but gives up after a
 /// second if nobody reads standard error.
-pub(super) fn init(config: &Config) -> WorkerGuard {
+pub(super) fn init(config: &Config, metrics: &Metrics) -> WorkerGuard {
     let level = if config.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
     // Warnings only from libraries: at lower levels they log every HTTP/2 frame, and could log a key in a URL.
     let targets = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level).with_default(LevelFilter::WARN);
@@ -28,6 +29,8 @@ pub(super) fn init(config: &Config) -> WorkerGuard {
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE_LINES);
     let (writer, guard) = builder.thread_name("log").finish(stderr);
     lost.get_or_init(|| writer.error_counter());
+    let counter = writer.error_counter();
+    metrics.log_lines_lost.set_source(move || counter.dropped_lines() as u64);
     // If standard error is closed, the log is lost and nothing else. An error message about that would panic.
     let log = tracing_subscriber::fmt()
         .with_writer(writer)

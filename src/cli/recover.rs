@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::{CommandResult, log};
 use crate::config::Config;
@@ -9,12 +10,13 @@ use crate::store::{Compression, Recovered, Store, Unrecognized, recover};
 
 pub(super) fn run(dir: Option<PathBuf>) -> CommandResult {
     let config = Config::from_env()?;
-    let _log = log::init(&config);
+    let metrics = Arc::default();
+    let _log = log::init(&config, &metrics);
     let dir = dir.unwrap_or_else(|| config.data_dir.clone());
     if !dir.is_dir() {
         return Err(format!("there is no directory {}", dir.display()).into());
     }
-    let store = Store::open(&dir)?;
+    let store = Store::open(&dir, &metrics)?;
     let Recovered { batches, reports, corrupt_bytes, failed } =
         recover(&store, Compression::from(&config), &mut Unrecognized::new())?;
     // Not `println`, which panics if the output cannot be written.

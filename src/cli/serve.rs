@@ -1,6 +1,7 @@
 //! The server process: configuration, log, signals, runtime.
 
 use std::io;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{CommandResult, log};
 use crate::config::{Config, WriteKeys};
+use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::{listen, server};
 
@@ -17,8 +19,9 @@ const SAME_SHUTDOWN: Duration = Duration::from_millis(50);
 
 pub(super) fn run() -> CommandResult {
     let config = Config::from_env()?;
-    let _log = log::init(&config);
-    let store = Store::open(&config.data_dir)?;
+    let metrics = Arc::new(Metrics::new(config.workers));
+    let _log = log::init(&config, &metrics);
+    let store = Store::open(&config.data_dir, &metrics)?;
     let listener =
         match listen::inherited().map_err(|error| format!("can't listen on the socket of LISTEN_FDS: {error}"))? {
             Some(listener) => listener,

@@ -174,7 +174,7 @@ impl TestDir {
 
     /// Recovers, and compares the files with the ledger.
     fn assert_durable(&self, ledger: &Ledger, case: &dyn std::fmt::Debug) {
-        if let Ok(store) = Store::open(&self.data_dir()) {
+        if let Ok(store) = Store::open(&self.data_dir(), &Arc::default()) {
             let recovered = recover(&store, COMPRESSION, &mut Default::default()).unwrap();
             assert_eq!(recovered.failed, 0, "{case:?}");
         }
@@ -214,12 +214,12 @@ impl<'a> TestServer<'a> {
     /// `None` if the server refuses to start, which a disk error permits.
     fn start(disk: Disk, data_dir: &Path, ack: Ack, ledger: &'a RefCell<Ledger>) -> Option<Self> {
         let is_durable = Box::new(disk.is_durable());
-        let store = Arc::new(Store::open_on(disk, data_dir).ok()?);
+        let store = Arc::new(Store::open_on(disk, data_dir, &Arc::default()).ok()?);
         let journals = match ack {
             Ack::Memory => None,
             _ => Some(store.journals(LAYOUT.batch_bytes()).ok()?),
         };
-        let buffer = Arc::new(Buffer::new(LAYOUT, ack, journals, 1_000));
+        let buffer = Arc::new(Buffer::new(LAYOUT, ack, journals, 1_000, &Arc::default()));
         let flusher = Flusher::new(Arc::clone(&buffer), Arc::clone(&store), COMPRESSION, Duration::from_secs(60));
         let maintenance =
             Maintenance { buffer: Arc::clone(&buffer), store, min_free_bytes: 0, compression: COMPRESSION };
@@ -398,7 +398,7 @@ fn the_process_and_the_next_recovery_may_end_at_any_operation() {
         for recovery_end in 0.. {
             let test_dir = test_dir.copy();
             let (_, recovered) = test_dir.run(vec![crash(recovery_end)], |disk, dir| {
-                let store = Store::open_on(disk, dir).unwrap();
+                let store = Store::open_on(disk, dir, &Arc::default()).unwrap();
                 recover(&store, COMPRESSION, &mut Default::default()).unwrap();
             });
             test_dir.assert_durable(&ledger, &(ack, end, recovery_end));
@@ -447,7 +447,7 @@ fn the_power_may_fail_during_the_recovery_after_a_crash() {
             // What the crashed process did not sync is still not synced.
             let script = Script::after(&crashed, vec![crash(recovery_end)]);
             let recovered = test_dir.run_script(&script, |disk, dir| {
-                if let Ok(store) = Store::open_on(disk, dir) {
+                if let Ok(store) = Store::open_on(disk, dir, &Arc::default()) {
                     recover(&store, COMPRESSION, &mut Unrecognized::new()).unwrap();
                 }
             });

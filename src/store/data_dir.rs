@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::Access;
 
@@ -15,12 +15,14 @@ use super::disk_error::Describe;
 use super::health::Health;
 use super::journal::{self, Journals};
 use super::temp_file::{self, TMP_DIR, TempFile};
+use crate::metrics::Metrics;
 
 /// The data directory. Several servers may share one.
 #[derive(Debug)]
 pub struct Store {
     pub(super) path: PathBuf,
     pub(super) disk: Disk,
+    pub(super) metrics: Arc<Metrics>,
     /// Handles of staged files that could neither be completed nor removed. Their locks keep recovery away from these
     /// files until the batch is staged again.
     incomplete: Mutex<HashMap<BatchId, File>>,
@@ -32,14 +34,14 @@ impl Store {
     ///
     /// # Errors
     /// The operation that failed, with its path.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        Self::open_on(Disk::default(), path)
+    pub fn open(path: &Path, metrics: &Arc<Metrics>) -> io::Result<Self> {
+        Self::open_on(Disk::default(), path, metrics)
     }
 
-    pub(crate) fn open_on(disk: Disk, path: &Path) -> io::Result<Self> {
+    pub(crate) fn open_on(disk: Disk, path: &Path, metrics: &Arc<Metrics>) -> io::Result<Self> {
         disk.create_dir_all(path)?;
         disk.open_root(path)?;
-        let store = Self { path: path.to_owned(), disk, incomplete: Mutex::default() };
+        let store = Self { path: path.to_owned(), disk, metrics: Arc::clone(metrics), incomplete: Mutex::default() };
         store.disk.create_dir_if_missing(&store.tmp_dir())?;
         store.probe()?;
         store.sync()?;
@@ -112,6 +114,12 @@ impl Store {
         self.disk.sync_dir(&self.path)
     }
 
+    /// The counters of this server.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// The last disk error, for `/readyz`.
     #[must_use]
     pub fn health(&self) -> &Health {
@@ -143,7 +151,7 @@ mod tests {
     fn the_directory_is_created_private_and_the_probe_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
-        Store::open(&path).unwrap();
+        Store::open(&path, &Arc::default()).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o750);
         assert_eq!(fs::read_dir(path.join(TMP_DIR)).unwrap().count(), 0, "the probe is removed");
     }
@@ -153,7 +161,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "").unwrap();
-        let error = Store::open(&path.join("reports")).unwrap_err().to_string();
+        let error = Store::open(&path.join("reports"), &Arc::default()).unwrap_err().to_string();
         assert!(error.starts_with("can't create the directory") && error.contains("file/reports: "), "{error}");
     }
 }

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::batch_id::BatchId;
 use super::data_dir::Store;
@@ -17,13 +18,15 @@ use super::orphan::is_same_file;
 use super::publish::Staged;
 use super::quarantine;
 use super::report_file::Compression;
+use crate::metrics::{Lost, Trigger};
 
 /// A batch that has released its memory and is not published yet.
 #[derive(Debug)]
 pub struct Pending {
     id: BatchId,
-    /// Size of the journal. 0 if the batch was staged from memory.
+    /// Size of the journal and number of reports in it. 0 if the batch was staged from memory.
     spilled_bytes: u64,
+    spilled_reports: u64,
     state: Mutex<State>,
 }
 
@@ -37,16 +40,21 @@ enum State {
 }
 
 impl Pending {
-    /// A batch that is completely in its journal.
+    /// A batch with this number of reports, all of them in its journal.
     #[must_use]
-    pub fn spilled(id: BatchId, journal: Arc<Journal>) -> Self {
-        Self { id, spilled_bytes: journal.len(), state: Mutex::new(State::Journaled(journal)) }
+    pub fn spilled(id: BatchId, journal: Arc<Journal>, reports: u64) -> Self {
+        Self {
+            id,
+            spilled_bytes: journal.len(),
+            spilled_reports: reports,
+            state: Mutex::new(State::Journaled(journal)),
+        }
     }
 
     /// A batch with a staged report file that could not be published. Its journal may still be there.
     #[must_use]
     pub fn staged(staged: Staged, journal: Option<Arc<Journal>>) -> Self {
-        Self { id: staged.id, spilled_bytes: 0, state: Mutex::new(State::Staged(staged, journal)) }
+        Self { id: staged.id, spilled_bytes: 0, spilled_reports: 0, state: Mutex::new(State::Staged(staged, journal)) }
     }
 
     /// The batch.
@@ -69,11 +77,26 @@ impl Store {
     /// # Errors
     /// Errors of the file system. The batch is still pending then.
     pub fn finish(&self, pending: &Pending, compression: Compression) -> io::Result<()> {
+        let started = Instant::now();
+        let finished = self.try_finish(pending, compression);
+        self.metrics.flush_ns.observe_duration(started.elapsed());
+        self.metrics.count_flush(Trigger::Spilled, finished.is_ok());
+        finished
+    }
+
+    fn try_finish(&self, pending: &Pending, compression: Compression) -> io::Result<()> {
         let mut state = pending.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let State::Journaled(journal) = &*state {
             let journal = Arc::clone(journal);
-            *state = match stage_journal(self, journal.file(), &journal.path(), pending.id, compression)?.staged {
-                Some(staged) => State::Staged(staged, Some(journal)),
+            let staged = stage_journal(self, journal.file(), &journal.path(), pending.id, compression)?.staged;
+            let reports = staged.as_ref().map_or(0, |staged| staged.reports);
+            self.metrics.count_lost(Lost::CorruptJournal, (pending.spilled_reports as usize).saturating_sub(reports));
+            *state = match staged {
+                Some(staged) => {
+                    self.metrics.file_bytes_raw.add(pending.spilled_bytes);
+                    self.metrics.file_bytes_zstd.add(staged.bytes);
+                    State::Staged(staged, Some(journal))
+                }
                 None => {
                     journal.remove()?;
                     State::Published

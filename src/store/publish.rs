@@ -164,6 +164,7 @@ fn missing_lines<'a>(lines: &'a [u8], published: &'a [u8]) -> Vec<&'a [u8]> {
 mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -190,7 +191,7 @@ mod tests {
     #[test]
     fn a_published_file_is_complete_and_private_and_nothing_else_is_left() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path(), &Arc::default()).unwrap();
         let modified = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
         let id = BatchId::new(modified);
         let mut staged = store.stage(id, &[b"{\"a\":1}\n", b"{}\n"], modified, COMPRESSION).unwrap();
@@ -209,7 +210,7 @@ mod tests {
     #[test]
     fn lines_that_another_server_has_published_are_not_published_again() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path(), &Arc::default()).unwrap();
         let id = BatchId::new(SystemTime::now());
         publish(&store, id, &[b"{\"a\":1}\n", b"{}\n"]);
         publish(&store, id, &[b"{}\n", b"{\"a\":1}\n"]);
@@ -225,7 +226,7 @@ mod tests {
     #[test]
     fn an_existing_file_is_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path(), &Arc::default()).unwrap();
         let id = BatchId::new(SystemTime::now());
         fs::write(dir.path().join(id.report_file()), "precious").unwrap();
         publish(&store, id, &[b"{}\n"]);

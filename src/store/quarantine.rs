@@ -40,6 +40,7 @@ pub(super) fn copy_corrupt(store: &Store, journal: &Path, content: &JournalConte
         drop(temp.into_parts());
     }
     store.disk.sync_dir(&dir)?;
+    store.metrics.quarantined_bytes.add(bytes as u64);
     tracing::warn!(
         file = %journal.display(), offset = first_offset, bytes, copy = %target.display(),
         "a journal contains corrupt bytes; copied to quarantine"

@@ -29,6 +29,7 @@ use super::publish::Staged;
 use super::report_file::{self, Compression};
 use super::temp_file::TempFile;
 use super::{journal, quarantine};
+use crate::metrics::Lost;
 
 /// Files in the directory of journals that the server did not name, and that were logged already.
 pub type Unrecognized = HashSet<PathBuf>;
@@ -127,6 +128,7 @@ fn recover_staged(store: &Store, path: &Path, id: BatchId, compression: Compress
         Err(error) => {
             tracing::error!(file = %path.display(), %error, "a report file is corrupt; moved to quarantine");
             quarantine::move_file(store, path)?;
+            store.metrics.count_lost(Lost::CorruptFile, 1);
             return Ok(Recovered::default());
         }
     };
@@ -168,6 +170,7 @@ fn publish(store: &Store, mut staged: Staged, compression: Compression) -> io::R
         _ => Err(error),
     })?;
     store.publish(&mut staged, compression)?;
+    store.metrics.recovered_reports.add(staged.reports as u64);
     tracing::info!(file = staged.id.report_file(), reports = staged.reports, "recovered");
     Ok(())
 }
