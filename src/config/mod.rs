@@ -256,6 +256,12 @@ impl Config {
         Ok(config)
     }
 
+    /// Maximum number of HTTP/2 streams, on all connections together.
+    #[must_use]
+    pub fn max_streams(&self) -> usize {
+        memory::max_streams(self.max_connections)
+    }
+
     /// Checks relations between settings, which the type of one value cannot express. `is_checked` says which settings
     /// have valid values.
     fn contradictions(&self, is_checked: impl Fn(&str) -> bool, value: &dyn Fn(&Setting) -> String) -> Vec<Error> {
