@@ -236,6 +236,14 @@ impl Random {
     }
 }
 
+/// The memory limit of `deploy/compose.yaml` in bytes.
+pub(crate) fn memory_limit_of_compose() -> u64 {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/compose.yaml");
+    let text = fs::read_to_string(file).unwrap();
+    let mib = text.lines().find_map(|line| line.trim().strip_prefix("mem_limit: ")?.strip_suffix('m')).unwrap();
+    mib.parse::<u64>().unwrap() << 20
+}
+
 /// The number in an environment variable, if the variable is set.
 pub(crate) fn from_env(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap())

@@ -220,7 +220,8 @@ impl Deadlines {
 
     fn update_unsent(&self, change: impl Fn(Unsent) -> Unsent) {
         let change = |word| Some(change(Unsent::from_word(word)).to_word());
-        let _: Result<u64, u64> = self.unsent_answers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+        let updated = self.unsent_answers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+        debug_assert!(updated.is_ok(), "each word can be changed");
     }
 
     /// Starts the idle time of an HTTP/2 connection anew. A client that does not read its answers, or that was sent
