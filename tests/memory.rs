@@ -11,9 +11,8 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
-use common::{Server, command, report_files, wait_until};
+use common::{Server, command, report_files, wait_until, wait_until_idle};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -94,12 +93,7 @@ fn attack(settings: &[(&str, &str)], bytes: &[u8]) {
         // The server may have closed the connection, and its receive buffer may be full.
         drop(client.write(bytes));
     }
-    let mut cpu_time = Duration::MAX;
-    wait_until("the server is idle", || {
-        std::thread::sleep(Duration::from_millis(500)); // the time for one comparison
-        let before = std::mem::replace(&mut cpu_time, common::cpu_time(server.id()));
-        (!server.is_running() || cpu_time.saturating_sub(before) < Duration::from_millis(10)).then_some(())
-    });
+    wait_until_idle(&mut server);
     println!("{connections} connections");
     cgroup.assert_survived(&mut server);
     drop(clients);

@@ -216,6 +216,16 @@ pub(crate) fn wait_until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> 
     }
 }
 
+/// Waits until a server uses no processor time, or has exited.
+pub(crate) fn wait_until_idle(server: &mut Server) {
+    let mut used = Duration::ZERO;
+    wait_until("the server is idle", || {
+        thread::sleep(Duration::from_millis(500)); // the time between two readings
+        let before = std::mem::replace(&mut used, cpu_time(server.id()));
+        (!server.is_running() || used.saturating_sub(before) < Duration::from_millis(10)).then_some(())
+    });
+}
+
 /// The processor time that all threads of a process have used.
 pub(crate) fn cpu_time(pid: u32) -> Duration {
     // The clock of the process includes threads that have ended.
