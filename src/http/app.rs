@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::admission::{Admission, ConnectionsPerAddress, Proxies, Repeats};
+use super::conn::Streams;
 use super::drain::Drain;
 use super::refusals::Refusals;
 use crate::buffer::Buffer;
@@ -27,8 +28,8 @@ pub struct App {
     pub(super) proxies: Proxies,
     pub(super) stamps: Stamps,
     pub(super) client_ip_mask: Mask,
-    /// Permits for open HTTP/2 requests, on all connections together.
-    pub(super) streams: Arc<Semaphore>,
+    /// The streams of all HTTP/2 connections together.
+    pub(super) streams: Arc<Streams>,
     /// Permits for bytes of body buffers, on all connections together.
     pub(super) inflight: Arc<Semaphore>,
     /// Permits for decoders, which need memory for their windows.
@@ -74,7 +75,7 @@ impl App {
             },
             stamps: config.stamp.clone(),
             client_ip_mask: config.client_ip_mask,
-            streams: Arc::new(Semaphore::new(config.max_connections)),
+            streams: Arc::new(Streams::new(config.max_streams())),
             inflight: Arc::new(Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS))),
             decoders: Semaphore::new(config.workers),
             drain: Drain::default(),
