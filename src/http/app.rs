@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::admission::{Admission, ConnectionsPerAddress, Proxies, Repeats};
+use super::body::Inflight;
 use super::drain::Drain;
 use super::refusals::Refusals;
 use crate::buffer::Buffer;
@@ -29,8 +30,8 @@ pub struct App {
     pub(super) client_ip_mask: Mask,
     /// Permits for open HTTP/2 requests, on all connections together.
     pub(super) streams: Arc<Semaphore>,
-    /// Permits for bytes of body buffers, on all connections together.
-    pub(super) inflight: Arc<Semaphore>,
+    /// Memory for bodies, on all connections together.
+    pub(super) inflight: Arc<Inflight>,
     /// Permits for decoders, which need memory for their windows.
     pub(super) decoders: Semaphore,
     pub(super) drain: Drain,
@@ -72,7 +73,7 @@ impl App {
             stamps: config.stamp.clone(),
             client_ip_mask: config.client_ip_mask,
             streams: Arc::new(Semaphore::new(config.max_connections)),
-            inflight: Arc::new(Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS))),
+            inflight: Inflight::new(config.inflight_bytes, config.max_body_bytes),
             decoders: Semaphore::new(config.workers),
             drain: Drain::default(),
             refusals: Refusals::new(),
