@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::admission::{Admission, ConnectionsPerAddress, Proxies, Repeats};
+use super::body::Inflight;
 use super::conn::Streams;
 use super::drain::Drain;
 use super::refusals::Refusals;
@@ -30,8 +31,8 @@ pub struct App {
     pub(super) client_ip_mask: Mask,
     /// The streams of all HTTP/2 connections together.
     pub(super) streams: Arc<Streams>,
-    /// Permits for bytes of body buffers, on all connections together.
-    pub(super) inflight: Arc<Semaphore>,
+    /// Memory for bodies, on all connections together.
+    pub(super) inflight: Arc<Inflight>,
     /// Permits for decoders, which need memory for their windows.
     pub(super) decoders: Semaphore,
     pub(super) drain: Drain,
@@ -76,7 +77,7 @@ impl App {
             stamps: config.stamp.clone(),
             client_ip_mask: config.client_ip_mask,
             streams: Arc::new(Streams::new(config.max_streams())),
-            inflight: Arc::new(Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS))),
+            inflight: Inflight::new(config.inflight_bytes, config.max_body_bytes),
             decoders: Semaphore::new(config.workers),
             drain: Drain::default(),
             refusals: Refusals::new(),

@@ -20,6 +20,9 @@ use super::deadlines::Phase;
 const DISCARD_BYTES: usize = 16 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How much a short piece of a discarded body counts, because each piece costs time.
+const MIN_DISCARD_BYTES: usize = 256;
+
 /// An open request. Dropping it tells the connection that the request has ended.
 #[derive(Debug)]
 pub(super) struct RequestGuard {
@@ -174,7 +177,7 @@ async fn discard(mut body: Incoming, connection: Arc<Connection>) {
     // Checked before each frame: hyper reports the end of a body as a frame only when the next request arrives.
     while !body.is_end_stream() {
         let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await else { break };
-        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len).max(MIN_DISCARD_BYTES)) {
             Some(rest) => left = rest,
             None => return,
         }
