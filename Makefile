@@ -6,8 +6,8 @@ SERVER = $(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server
 # Not HOST: make would override the environment variable HOST, which is a setting of the server.
 RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: run build check fmt clippy deny test test-all crash faults balancers browser contract interop loom asan tsan miri \
-	doc bench loadtest docker
+.PHONY: run build check fmt clippy deny test test-all crash faults memory hostile disks soak-faults balancers browser \
+	contract interop loom mutants asan tsan miri doc bench loadtest docker
 
 run: ## Build, and serve on port 8080 with files in ./data/reports
 	cargo run --release
@@ -59,6 +59,27 @@ interop: build
 faults:
 	cargo test --test syscalls -- --ignored
 
+# The worst cases in a cgroup with the memory limit of deploy/. Requires root.
+memory:
+	cargo test --test memory -- --ignored --test-threads=1
+
+# Attacks by clients, and very many report files, in release mode: prints the figures. Requires about 6,000 file
+# descriptors.
+hostile:
+	cargo test --release --test hostile --test http2 --test limits --test resets --test unread_log --test many_files \
+		-- --nocapture --include-ignored
+
+# A disk that hangs, and kinds of file systems. Requires root, a kernel with loop devices and FUSE, util-linux,
+# e2fsprogs, xfsprogs, btrfs-progs, bindfs and fuse2fs.
+disks:
+	PATH="$$PATH:/usr/sbin:/sbin" cargo test --release --no-fail-fast --test stalled_disk --test file_systems \
+		-- --nocapture --include-ignored
+
+# Two servers on one disk under load, with random faults: 30 minutes, or SOAK_SECONDS. SOAK_SEED repeats the faults of a
+# run, and SOAK_TRACE=1 prints them. Requires root, a kernel with loop devices, util-linux and e2fsprogs.
+soak-faults:
+	PATH="$$PATH:/usr/sbin:/sbin" cargo test --release --test soak -- --nocapture --include-ignored
+
 # Two collectors behind HAProxy and nginx, with the configurations of deploy/. Requires both. BALANCER_ROUNDS is the
 # number of restarts.
 balancers:
@@ -68,6 +89,12 @@ balancers:
 # are too many interleavings. The flag applies to all crates, so they are built in a directory of their own.
 loom:
 	CARGO_PROFILE_RELEASE_LTO=off RUSTFLAGS="--cfg netwatch_loom" cargo test --release --lib --target-dir $(LOOM_TARGET) model
+
+# Each change to the core must make a test fail: .cargo/mutants.toml. A change takes about a minute, so the changes are
+# divided into shards of at most an hour: MUTANTS_SHARD is 0/16 to 15/16. Requires cargo-mutants.
+MUTANTS_SHARD ?= 0/16
+mutants:
+	cargo mutants --no-shuffle --shard $(MUTANTS_SHARD) --baseline=skip
 
 # The buffer's unsafe code under three tools that find different faults. They require a nightly toolchain with
 # `rustup component add --toolchain nightly rust-src miri`.

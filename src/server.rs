@@ -61,7 +61,8 @@ pub async fn run(
     let app = Arc::new(App::new(&config, Arc::clone(&buffer), store));
     let connections = Connections::new(&config);
     let address = listener.local_addr()?;
-    tracing::info!(%address, url = format!("http://{}/api/v1/reports", reachable(address)), "listening");
+    let url = format!("http://{}/api/v1/reports", reachable(address));
+    tracing::info!(%address, url, max_connections = connections.max, "listening");
     notify_systemd(NotifyState::Ready);
 
     let stop = async {

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::{PATIENCE, Server, wait_until};
+use common::{PATIENCE, Server, wait_until, wait_until_idle};
 use h2::client::SendRequest;
 use http::{Method, Request, Response};
 use rustix::process::Signal;
@@ -219,6 +219,12 @@ fn post_headers() -> Vec<u8> {
     [&[0x83, 0x86, 0x04, path.len() as u8], &path[..], &[0x01, 4], b"test"].concat()
 }
 
+/// A request for `/livez`, as the stream with this index.
+fn get(n: u32) -> Vec<u8> {
+    let headers = [&[0x82, 0x86, 0x04, 6], &b"/livez"[..], &[0x01, 4], b"test"].concat();
+    frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &headers)
+}
+
 impl Raw {
     /// Connects and sends `settings` as the payload of the client's SETTINGS frame.
     fn connect(server: &Server, settings: &[u8]) -> Self {
@@ -247,6 +253,13 @@ impl Raw {
             stream: u32::from_be_bytes(head[5..].try_into().unwrap()),
             payload,
         })
+    }
+
+    /// Waits for SETTINGS, and returns SETTINGS_MAX_CONCURRENT_STREAMS.
+    fn max_streams(&mut self) -> u32 {
+        let settings = self.wait_for("settings", |frame| frame.kind == SETTINGS && frame.flags != ACK);
+        let limit = settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
+        u32::from_be_bytes(limit[2..].try_into().unwrap())
     }
 
     fn wait_for(&mut self, what: &str, wanted: impl Fn(&Frame) -> bool) -> Frame {
@@ -282,9 +295,7 @@ fn assert_serves_others(server: &Server) {
 fn a_stream_beyond_the_advertised_limit_is_refused_and_the_others_continue() {
     let server = Server::start(&[]);
     let mut client = Raw::connect(&server, &[]);
-    let settings = client.wait_for("settings", |frame| frame.kind == SETTINGS && frame.flags != ACK);
-    let limit = settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).unwrap();
-    let max_streams = u32::from_be_bytes(limit[2..].try_into().unwrap());
+    let max_streams = client.max_streams();
     assert_eq!(max_streams, 100);
     client.send(&frame(SETTINGS, ACK, 0, &[]));
     for n in 0..=max_streams {
@@ -387,65 +398,91 @@ fn a_client_that_accepts_no_answer_body_is_disconnected() {
 }
 
 #[test]
-fn max_connections_also_limits_the_open_requests() {
-    let server = Server::start(&[("MAX_CONNECTIONS", "10")]);
-    let client = Client::connect(&server);
-    let statuses = client.runtime.block_on(async {
-        let mut answers = tokio::task::JoinSet::new();
-        let mut open = Vec::new();
-        for _ in 0..11 {
-            let mut requests = client.requests.clone().ready().await.unwrap();
-            let (response, sending) = requests.send_request(post(), false).unwrap();
-            open.push(sending);
-            answers.spawn(async move { response.await.unwrap().status().as_u16() });
-        }
-        // Ten requests wait for their bodies. One is beyond the limit and is refused at once.
-        let mut statuses = vec![answers.join_next().await.unwrap().unwrap()];
-        // A health check is still answered.
-        let mut requests = client.requests.clone().ready().await.unwrap();
-        let (health, _) = requests.send_request(request(Method::GET, "/livez", &[]), true).unwrap();
-        assert_eq!(health.await.unwrap().status(), 200);
-        for sending in &mut open {
-            // This fails for the refused request. Its stream has ended.
-            drop(sending.send_data("{}".into(), true));
-        }
-        while let Some(status) = answers.join_next().await {
-            statuses.push(status.unwrap());
-        }
-        statuses
-    });
-    assert_eq!(statuses, [&[503][..], &[200; 10]].concat());
-    assert_eq!(server.stop(), ["{}"; 10]);
+fn a_connection_that_finds_no_stream_gets_those_of_the_heaviest_connection() {
+    // 100 streams for all connections.
+    let server = Server::start(&[("MAX_CONNECTIONS", "110")]);
+    let mut clients: Vec<_> = (0..45)
+        .map(|_| {
+            let mut client = Raw::connect(&server, &[]);
+            // Arrives when the connection has its streams.
+            let max_streams = client.max_streams();
+            (client, max_streams)
+        })
+        .collect();
+    let limits: Vec<_> = clients.iter().map(|(_, max_streams)| *max_streams).collect();
+    assert!(limits[0] > 1 && limits.iter().sum::<u32>() > 100, "{limits:?}");
+    let (mut first, _) = clients.remove(0);
+    assert_eq!(first.wait_for_goaway(), NO_ERROR);
+    let (last, _) = clients.last_mut().unwrap();
+    last.send(&frame(HEADERS, END_HEADERS, 1, &post_headers()));
+    last.send(&frame(DATA, END_STREAM, 1, b"{}"));
+    assert_eq!(last.wait_for("answer", |frame| frame.kind == HEADERS).stream, 1);
+    assert_serves_others(&server);
 }
 
 #[test]
-fn unsent_answers_hold_their_permits_and_more_requests_do_not_keep_the_connection_open() {
-    let server = Server::start(&[("MAX_CONNECTIONS", "3"), ("KEEP_ALIVE_TIMEOUT", "1s")]);
+fn many_connections_with_many_requests_use_bounded_memory() {
+    let mut server = Server::start(&[("BODY_TIMEOUT", "1h"), ("HEADER_TIMEOUT", "1h")]);
+    let requests: Vec<u8> = (0..100).flat_map(|n| frame(HEADERS, END_HEADERS, 2 * n + 1, &post_headers())).collect();
+    let mut clients: Vec<_> = (0..1500).map(|_| Raw::connect(&server, &[])).collect();
+    // All requests arrive at once.
+    server.signal(Signal::STOP);
+    clients.iter_mut().for_each(|client| client.send(&requests));
+    server.signal(Signal::CONT);
+    wait_until_idle(&mut server);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")).unwrap();
+    let peak_mib = peak.parse::<u32>().unwrap() / 1024;
+    println!("peak {peak_mib} MiB");
+    assert!(peak_mib < 150, "{peak_mib} MiB");
+    server.post("{}").assert_ok();
+}
+
+#[test]
+fn unsent_answers_hold_their_streams_and_more_requests_do_not_keep_the_connection_open() {
+    let server = Server::start(&[("MAX_CONNECTIONS", "100"), ("KEEP_ALIVE_TIMEOUT", "1s")]);
     // SETTINGS_INITIAL_WINDOW_SIZE = 0: the server may not send any byte of a body.
     let mut client = Raw::connect(&server, &[0, 4, 0, 0, 0, 0]);
-    let get = |n: u32, method: u8| {
-        let path = b"/livez";
-        let headers = [&[method, 0x86, 0x04, path.len() as u8], &path[..], &[0x01, 4], b"test"].concat();
-        frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &headers)
-    };
-    (0..3).for_each(|n| client.send(&get(n, 0x82)));
-    (0..3).for_each(|_| drop(client.wait_for("answer", |frame| frame.kind == HEADERS)));
-    // The three unsent answers hold all permits. A request without a permit gets an answer without a body.
-    client.send(&frame(HEADERS, END_HEADERS, 7, &post_headers()));
-    let refused = client.wait_for("answer", |frame| frame.kind == HEADERS);
-    assert_eq!((refused.stream, refused.flags & END_STREAM), (7, END_STREAM));
+    let max_streams = client.max_streams();
+    (0..max_streams - 1).for_each(|n| client.send(&get(n)));
+    (0..max_streams - 1).for_each(|_| drop(client.wait_for("answer", |frame| frame.kind == HEADERS)));
+    // One stream is left.
+    let more = max_streams..max_streams + 2;
+    more.clone().for_each(|n| client.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &post_headers())));
+    let reset = client.wait_for("reset", |frame| frame.kind == RST_STREAM);
+    assert_eq!((reset.stream, reset.number_at(0)), (2 * more.end - 1, REFUSED_STREAM));
+    client.send(&frame(RST_STREAM, 0, 2 * more.start + 1, &CANCEL.to_be_bytes()));
     // The client then sends HEAD requests. Their answers have no body, so each is sent completely.
     let mut writer = client.0.try_clone().unwrap();
     let sender = std::thread::spawn(move || {
         let head = [&[0x02, 4][..], b"HEAD", &[0x86, 0x04, 6], b"/livez", &[0x01, 4], b"test"].concat();
         let head = |n: u32| frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &head);
         let pause = || std::thread::sleep(Duration::from_millis(50)); // sets the pace of this client
-        (4..4_000).take_while(|n| writer.write_all(&head(*n)).inspect(|()| pause()).is_ok()).count()
+        (more.end..4_000).take_while(|n| writer.write_all(&head(*n)).inspect(|()| pause()).is_ok()).count()
     });
     client.wait_for_goaway();
     drop(client);
     assert!(sender.join().unwrap() < 3_000);
     assert_serves_others(&server);
+}
+
+#[test]
+fn overlapping_slow_bodies_do_not_keep_a_connection_open_whose_client_reads_no_answers() {
+    let server = Server::start(&[("KEEP_ALIVE_TIMEOUT", "1s"), ("BODY_TIMEOUT", "1s")]);
+    // SETTINGS_INITIAL_WINDOW_SIZE = 0: the server may not send any byte of a body.
+    let mut client = Raw::connect(&server, &[0, 4, 0, 0, 0, 0]);
+    client.send(&get(0));
+    let mut writer = client.0.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        let post = |n: u32| frame(HEADERS, END_HEADERS, 2 * n + 1, &post_headers());
+        let pause = || std::thread::sleep(Duration::from_millis(300)); // sets the pace of this client
+        (1..95).take_while(|n| writer.write_all(&post(*n)).inspect(|()| pause()).is_ok()).count()
+    });
+    assert_eq!(client.wait_for_goaway(), NO_ERROR);
+    drop(client);
+    // All of them would take 28 seconds.
+    let sent = sender.join().unwrap();
+    assert!(sent < 50, "{sent} requests");
 }
 
 #[test]

@@ -85,7 +85,7 @@ pub struct Config {
     pub key_rate_limit: Option<Rate>,
     #[serde(deserialize_with = "values::auto_count")]
     pub workers: usize,
-    #[serde(deserialize_with = "values::count")]
+    #[serde(deserialize_with = "values::auto_connections")]
     pub max_connections: usize,
     #[serde(deserialize_with = "values::count_or_off")]
     pub max_connections_per_address: Option<usize>,
@@ -248,14 +248,33 @@ impl Config {
         if !errors.is_empty() {
             return Err(Errors(errors));
         }
+        let mut warnings = Vec::new();
+        let available = memory::available_bytes().unwrap_or(u64::MAX);
+        let threads = memory::fitting_threads(&config, available);
+        if threads < config.zstd_threads && !value(named("ZSTD_THREADS")).eq_ignore_ascii_case("auto") {
+            let (wanted, level) = (config.zstd_threads, config.zstd_level);
+            warnings
+                .push(format!("ZSTD_THREADS is {wanted}, but with ZSTD_LEVEL {level}, memory suffices for {threads}"));
+        }
+        config.zstd_threads = threads;
+        if config.max_connections == 0 {
+            config.max_connections = memory::fitting_connections(&config, available);
+        }
+        warnings.extend(memory::warning(&config, available));
         let shown = |setting: &Setting| format!("{}={}", setting.name, setting.shown(&value(setting)));
         let changed = settings().filter(|setting| value(setting) != setting.default);
         config.text = Text {
             changed: changed.map(shown).collect::<Vec<_>>().join(" "),
             all: settings().map(shown).collect::<Vec<_>>().join(" "),
-            warnings: config.memory_warning().into_iter().collect(),
+            warnings,
         };
         Ok(config)
+    }
+
+    /// Maximum number of HTTP/2 streams, on all connections together.
+    #[must_use]
+    pub fn max_streams(&self) -> usize {
+        memory::max_streams(self.max_connections)
     }
 
     /// Checks relations between settings, which the type of one value cannot express. `is_checked` says which settings
@@ -300,18 +319,10 @@ impl Config {
         let is_broken =
             |(name, other, holds, _): &(&str, &str, bool, String)| !holds && is_checked(name) && is_checked(other);
         let error = |(name, _, _, takes)| {
-            let setting = settings().find(|setting| setting.name == name).expect("rules name settings");
+            let setting = named(name);
             Error::Value { name, value: setting.shown(&value(setting)), takes }
         };
         rules.into_iter().filter(is_broken).map(error).collect()
-    }
-
-    fn memory_warning(&self) -> Option<String> {
-        let available = memory::available_bytes()?;
-        (self.buffer_bytes as u64 > available).then(|| {
-            let (buffer, available) = (ByteSize(self.buffer_bytes as u64), ByteSize(available));
-            format!("BUFFER_BYTES is {buffer}, but this process may use only {available} of memory")
-        })
     }
 }
 
@@ -345,6 +356,10 @@ fn unknown_name(name: &str, path: &Path) -> String {
         _ => String::new(),
     };
     format!("{name} in {} is not a setting{hint}", path.display())
+}
+
+fn named(name: &str) -> &'static Setting {
+    settings().find(|setting| setting.name == name).expect("the code names settings that exist")
 }
 
 fn invalid(setting: &Setting, value: &str) -> Error {
@@ -422,7 +437,7 @@ mod tests {
     #[test]
     fn a_buffer_larger_than_the_memory_is_a_warning() {
         let warnings = config(&[("BUFFER_BYTES", "1EiB")]).unwrap().text.warnings;
-        assert!(warnings.len() == 1 && warnings[0].starts_with("BUFFER_BYTES is 1.0 EiB"), "{warnings:?}");
+        assert!(warnings.len() == 1 && warnings[0].starts_with("BUFFER_BYTES needs 1.0 EiB"), "{warnings:?}");
         assert!(config(&[]).unwrap().text.warnings.is_empty());
     }
 

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::values::{
-    AUTO_COUNT, COUNT, COUNT_OR_OFF, DELAY, DURATION, DURATION_OR_OFF, LEVEL, RATE_OR_OFF, SIZE, SIZE_OR_OFF, SWITCH,
+    AUTO_CONNECTIONS, AUTO_COUNT, AUTO_THREADS, COUNT_OR_OFF, DELAY, DURATION, DURATION_OR_OFF, LEVEL, RATE_OR_OFF,
+    SIZE, SIZE_OR_OFF, SWITCH,
 };
 
 /// The variable that names the configuration file.
@@ -186,7 +187,13 @@ pub const GROUPS: &[Group] = &[
                 "With less free disk space, the server refuses new reports. It still flushes the reports that it holds.",
             ),
             setting("ZSTD_LEVEL", "1", LEVEL, "Compression level of report files."),
-            setting("ZSTD_THREADS", "auto", AUTO_COUNT, "Threads that compress one report file."),
+            setting(
+                "ZSTD_THREADS",
+                "auto",
+                AUTO_THREADS,
+                "Threads that compress one report file, and journals that are recovered at the same time. The memory can \
+                 lower it.",
+            ),
         ],
     },
     Group {
@@ -209,8 +216,8 @@ pub const GROUPS: &[Group] = &[
             ),
             setting(
                 "MAX_CONNECTIONS",
-                "16384",
-                COUNT,
+                "auto",
+                AUTO_CONNECTIONS,
                 "Maximum number of open connections. The limit of open files can lower it. Further connections wait.",
             ),
             setting(

@@ -17,9 +17,11 @@ pub(super) const DURATION: &str = "a duration such as 500ms, 60s or 5m, more tha
 pub(super) const DURATION_OR_OFF: &str = "a duration such as 60s or 5m, up to a year, or off";
 pub(super) const DELAY: &str = "a duration such as 500ms, 60s or 5m, from 0s up to a year";
 pub(super) const SWITCH: &str = "on or off";
-pub(super) const COUNT: &str = "a whole number from 1 to 1000000";
+pub(super) const AUTO_CONNECTIONS: &str =
+    "a whole number from 1 to 1000000, or auto: as many as the memory permits, up to 16384";
 pub(super) const COUNT_OR_OFF: &str = "a whole number from 1 to 1000000, or off";
 pub(super) const AUTO_COUNT: &str = "a whole number from 1 to 1024, or auto: one per core";
+pub(super) const AUTO_THREADS: &str = "a whole number from 1 to 1024, or auto: one per core, if the memory permits";
 pub(super) const RATE_OR_OFF: &str = "a rate such as 10/s, 600/m or 10/s,burst=100, or off";
 pub(super) const LEVEL: &str = "a zstd level from 1 to 22";
 
@@ -64,6 +66,14 @@ pub(super) fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Durati
 
 pub(super) fn level<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
     in_range(deserializer, 1..=22)
+}
+
+/// `auto` means 0 here. The value depends on other settings.
+pub(super) fn auto_connections<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        text if text.eq_ignore_ascii_case("auto") => Ok(0),
+        text => count(text.into_deserializer()),
+    }
 }
 
 pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {

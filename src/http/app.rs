@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 use super::admission::{Admission, ConnectionsPerAddress, Proxies, Repeats};
+use super::body::Inflight;
+use super::conn::Streams;
 use super::drain::Drain;
 use super::refusals::Refusals;
 use crate::buffer::Buffer;
@@ -27,10 +29,10 @@ pub struct App {
     pub(super) proxies: Proxies,
     pub(super) stamps: Stamps,
     pub(super) client_ip_mask: Mask,
-    /// Permits for open HTTP/2 requests, on all connections together.
-    pub(super) streams: Arc<Semaphore>,
-    /// Permits for bytes of body buffers, on all connections together.
-    pub(super) inflight: Arc<Semaphore>,
+    /// The streams of all HTTP/2 connections together.
+    pub(super) streams: Arc<Streams>,
+    /// Memory for bodies, on all connections together.
+    pub(super) inflight: Arc<Inflight>,
     /// Permits for decoders, which need memory for their windows.
     pub(super) decoders: Semaphore,
     pub(super) drain: Drain,
@@ -74,8 +76,8 @@ impl App {
             },
             stamps: config.stamp.clone(),
             client_ip_mask: config.client_ip_mask,
-            streams: Arc::new(Semaphore::new(config.max_connections)),
-            inflight: Arc::new(Semaphore::new(config.inflight_bytes.min(Semaphore::MAX_PERMITS))),
+            streams: Arc::new(Streams::new(config.max_streams())),
+            inflight: Inflight::new(config.inflight_bytes, config.max_body_bytes),
             decoders: Semaphore::new(config.workers),
             drain: Drain::default(),
             refusals: Refusals::new(),

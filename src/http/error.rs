@@ -24,13 +24,14 @@ const ACCEPT_TYPES: &str = "application/json, application/x-ndjson, text/plain";
 const FORMS: &str = "a JSON object, an array of objects or one object on each line";
 
 /// The names of all problem types, which the log counts. Changing a name is a breaking change.
-pub(super) const PROBLEMS: [&str; 25] = [
+pub(super) const PROBLEMS: [&str; 26] = [
     "empty",
     "not-utf8",
     "not-json",
     "not-an-object",
     "too-deep",
     "body-broken",
+    "too-many-pieces",
     "idempotency-key",
     "not-decodable",
     "stamped",
@@ -97,6 +98,8 @@ pub(super) enum ApiError {
     BodyTimeout,
     #[error("the body is incomplete: {0}")]
     BodyBroken(hyper::Error),
+    #[error("the body has more than 16,384 pieces, of less than {min_bytes} bytes on average")]
+    TooManyPieces { min_bytes: usize },
     #[error("too many bodies in flight")]
     TooManyInFlight,
     #[error(transparent)]
@@ -249,6 +252,12 @@ impl ApiError {
                 "body-broken",
                 "Body is incomplete",
                 format!("{reason}: send all bytes that the header announces."),
+            ),
+            Self::TooManyPieces { .. } => (
+                BAD,
+                "too-many-pieces",
+                "Body has too many pieces",
+                format!("{reason}: collect the body before you send it, or send longer chunks."),
             ),
             Self::TooManyInFlight => {
                 (UNAVAILABLE, "too-many-in-flight", "Too busy", retry("The server has no memory for more bodies"))

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses only some of these items")]
 
 pub(crate) mod balancer;
+pub(crate) mod file_system;
 
 use std::collections::HashMap;
 use std::fs;
@@ -216,6 +217,16 @@ pub(crate) fn wait_until<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> 
     }
 }
 
+/// Waits until a server uses no processor time, or has exited.
+pub(crate) fn wait_until_idle(server: &mut Server) {
+    let mut used = Duration::ZERO;
+    wait_until("the server is idle", || {
+        thread::sleep(Duration::from_millis(500)); // the time between two readings
+        let before = std::mem::replace(&mut used, cpu_time(server.id()));
+        (!server.is_running() || used.saturating_sub(before) < Duration::from_millis(10)).then_some(())
+    });
+}
+
 /// The processor time that all threads of a process have used.
 pub(crate) fn cpu_time(pid: u32) -> Duration {
     // The clock of the process includes threads that have ended.
@@ -234,6 +245,14 @@ impl Random {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % bound
     }
+}
+
+/// The memory limit of `deploy/compose.yaml` in bytes.
+pub(crate) fn memory_limit_of_compose() -> u64 {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/compose.yaml");
+    let text = fs::read_to_string(file).unwrap();
+    let mib = text.lines().find_map(|line| line.trim().strip_prefix("mem_limit: ")?.strip_suffix('m')).unwrap();
+    mib.parse::<u64>().unwrap() << 20
 }
 
 /// The number in an environment variable, if the variable is set.

@@ -20,7 +20,7 @@ use super::error::ApiError;
 use crate::config::{Mask, Rate, WriteKey, WriteKeys};
 
 /// The part of an address that identifies a client. One client usually has a whole /64 network of IPv6 addresses.
-const CLIENT: Mask = Mask { v4: 32, v6: 64 };
+pub(super) const CLIENT: Mask = Mask { v4: 32, v6: 64 };
 
 /// Write keys and rate limits.
 #[derive(Debug)]

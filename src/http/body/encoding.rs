@@ -217,16 +217,18 @@ fn has_zlib_header(encoded: &[u8]) -> bool {
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
     use std::io::Write;
-    use std::sync::Arc;
+    use std::net::{IpAddr, Ipv4Addr};
 
     use flate2::Compression;
     use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
     use hyper::header::HeaderValue;
     use proptest::prelude::*;
-    use tokio::sync::Semaphore;
     use zstd::stream::raw::CParameter;
 
+    use super::super::inflight::Inflight;
     use super::*;
+
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     const MAX_BYTES: usize = 64 * 1024;
 
@@ -255,8 +257,8 @@ mod tests {
     }
 
     fn decode(encoding: Encoding, encoded: &[u8]) -> Result<Vec<u8>, ApiError> {
-        let inflight = Arc::new(Semaphore::new(MAX_BYTES));
-        let mut decoded = BodyBuffer::new(&inflight, MAX_BYTES).unwrap();
+        let inflight = Inflight::new(MAX_BYTES, MAX_BYTES);
+        let mut decoded = BodyBuffer::new(&inflight, CLIENT, MAX_BYTES);
         block_on(encoding.decode(encoded, &mut decoded))?;
         assert!(decoded.spare().capacity() <= MAX_BYTES);
         Ok(decoded.as_bytes().to_vec())
@@ -373,14 +375,14 @@ mod tests {
 
     #[test]
     fn decoded_bytes_count_until_they_are_dropped() {
-        let inflight = Arc::new(Semaphore::new(MAX_BYTES - 1));
+        let inflight = Inflight::new(MAX_BYTES - 1, MAX_BYTES);
         let encoded = encode(Encoding::Gzip, &vec![b' '; MAX_BYTES]);
-        let mut decoded = BodyBuffer::new(&inflight, MAX_BYTES).unwrap();
+        let mut decoded = BodyBuffer::new(&inflight, CLIENT, MAX_BYTES);
         let refused = block_on(Encoding::Gzip.decode(&encoded, &mut decoded));
         assert!(matches!(refused, Err(ApiError::TooManyInFlight)), "{refused:?}");
-        assert_eq!(MAX_BYTES - 1 - inflight.available_permits(), decoded.spare().capacity());
+        assert_eq!(inflight.used_bytes(), decoded.spare().capacity());
         drop(decoded);
-        assert_eq!(inflight.available_permits(), MAX_BYTES - 1);
+        assert_eq!(inflight.used_bytes(), 0);
     }
 
     #[test]

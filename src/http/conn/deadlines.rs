@@ -20,6 +20,10 @@ const LATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the client of an idle HTTP/2 connection has for requests that it sent before it received GOAWAY.
 const GO_AWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A client can receive an answer and send its next request before the server has dropped the answer. So this many
+/// requests beyond the streams of an HTTP/2 connection are not refused.
+const UNFINISHED_REQUESTS: u32 = 8;
+
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -75,10 +79,32 @@ pub(super) struct Deadlines {
     phase: AtomicU8,
     /// Nanoseconds after `opened`.
     deadline_ns: AtomicU64,
+    /// HTTP/2: number of streams that the connection has reserved.
+    streams: AtomicU32,
     /// HTTP/2: number of requests without an answer.
     open_requests: AtomicU32,
-    /// HTTP/2: number of answers that the client has not received completely.
-    unsent_answers: AtomicU32,
+    /// HTTP/2: [`Unsent`] in one word, so that the number and the deadline always match.
+    unsent_answers: AtomicU64,
+}
+
+/// HTTP/2: the answers that the client has not received completely.
+#[derive(Debug, Clone, Copy)]
+struct Unsent {
+    count: u64,
+    /// Milliseconds after `opened`. The client has to receive all answers until then.
+    deadline_ms: u64,
+}
+
+impl Unsent {
+    const COUNT_BITS: u32 = 16;
+
+    fn from_word(word: u64) -> Self {
+        Self { count: word & ((1 << Self::COUNT_BITS) - 1), deadline_ms: word >> Self::COUNT_BITS }
+    }
+
+    fn to_word(self) -> u64 {
+        self.deadline_ms << Self::COUNT_BITS | self.count
+    }
 }
 
 impl Deadlines {
@@ -88,8 +114,9 @@ impl Deadlines {
             limits,
             phase: AtomicU8::new(Phase::Fresh as u8),
             deadline_ns: AtomicU64::new(0),
+            streams: AtomicU32::new(0),
             open_requests: AtomicU32::new(0),
-            unsent_answers: AtomicU32::new(0),
+            unsent_answers: AtomicU64::new(0),
         };
         deadlines.set_deadline(limits.keep_alive_timeout);
         deadlines
@@ -99,12 +126,14 @@ impl Deadlines {
         PHASES[usize::from(self.phase.load(Ordering::Relaxed))]
     }
 
-    /// The deadline. `None` while there are HTTP/2 requests without an answer, which have their own limits.
+    /// The deadline. HTTP/2 requests without an answer have their own limits: `None` while there are some and the
+    /// client has received all answers.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        if self.open_requests.load(Ordering::Relaxed) > 0 {
-            return None;
-        }
-        self.opened.checked_add(Duration::from_nanos(self.deadline_ns.load(Ordering::Relaxed)))
+        let is_idle = self.open_requests.load(Ordering::Relaxed) == 0;
+        let idle = is_idle.then(|| Duration::from_nanos(self.deadline_ns.load(Ordering::Relaxed)));
+        let unsent = self.unsent();
+        let unsent = (unsent.count > 0).then(|| Duration::from_millis(unsent.deadline_ms));
+        self.opened.checked_add(idle.into_iter().chain(unsent).min()?)
     }
 
     /// Whether the connection may still send its first request during a shutdown.
@@ -147,14 +176,17 @@ impl Deadlines {
         }
     }
 
-    /// The connection uses HTTP/2.
-    pub(super) fn is_http2(&self) {
+    /// The connection uses HTTP/2 and has reserved this number of streams.
+    pub(super) fn is_http2(&self, streams: u32) {
+        self.streams.store(streams, Ordering::Relaxed);
         self.enter(Phase::Streams, self.limits.keep_alive_timeout);
     }
 
-    /// HTTP/2: a request has arrived.
-    pub(super) fn stream_opened(&self) {
-        self.open_requests.fetch_add(1, Ordering::Relaxed);
+    /// HTTP/2: a request has arrived. Returns whether the streams of the connection suffice. A client exceeds them if it
+    /// resets requests faster than the server ends them.
+    pub(super) fn stream_opened(&self) -> bool {
+        let open = self.open_requests.fetch_add(1, Ordering::Relaxed) + 1;
+        u64::from(open) + self.unsent().count <= u64::from(self.streams.load(Ordering::Relaxed) + UNFINISHED_REQUESTS)
     }
 
     /// HTTP/2: a request is answered or was reset.
@@ -163,21 +195,36 @@ impl Deadlines {
         self.open_requests.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// HTTP/2: hyper holds an answer until the client accepts it.
+    /// HTTP/2: hyper holds an answer until the client accepts it. The first one starts the time for all of them: more
+    /// answers do not extend it.
     pub(super) fn answer_held(&self) {
-        self.unsent_answers.fetch_add(1, Ordering::Relaxed);
+        let deadline_ms = self.opened.elapsed().saturating_add(self.limits.keep_alive_timeout).as_millis() as u64;
+        self.update_unsent(|Unsent { count, deadline_ms: earlier }| Unsent {
+            count: count + 1,
+            deadline_ms: if count == 0 { deadline_ms } else { earlier },
+        });
     }
 
     /// HTTP/2: an answer was sent or dropped.
     pub(super) fn answer_released(&self) {
-        self.unsent_answers.fetch_sub(1, Ordering::Relaxed);
+        self.update_unsent(|unsent| Unsent { count: unsent.count - 1, ..unsent });
         self.extend_idle_time();
+    }
+
+    fn unsent(&self) -> Unsent {
+        Unsent::from_word(self.unsent_answers.load(Ordering::Relaxed))
+    }
+
+    fn update_unsent(&self, change: impl Fn(Unsent) -> Unsent) {
+        let change = |word| Some(change(Unsent::from_word(word)).to_word());
+        let updated = self.unsent_answers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+        debug_assert!(updated.is_ok(), "each word can be changed");
     }
 
     /// Starts the idle time of an HTTP/2 connection anew. A client that does not read its answers, or that was sent
     /// GOAWAY, gets no more time for further requests.
     fn extend_idle_time(&self) {
-        if self.phase() == Phase::Streams && self.unsent_answers.load(Ordering::Relaxed) == 0 {
+        if self.phase() == Phase::Streams && self.unsent().count == 0 {
             self.set_deadline(self.limits.keep_alive_timeout);
         }
     }
@@ -197,6 +244,8 @@ impl Deadlines {
             // A client that has just sent a request would not know whether it was read, if it got no GOAWAY.
             Phase::Streams => {
                 self.going_away();
+                let deadline_ms = (self.opened.elapsed() + GO_AWAY_TIMEOUT).as_millis() as u64;
+                self.update_unsent(|unsent| Unsent { deadline_ms, ..unsent });
                 Expired::GoAway
             }
             Phase::Header => Expired::Close("the header did not arrive in time"),

@@ -8,6 +8,7 @@ mod deadlines;
 mod protocol;
 mod proxy_header;
 mod request;
+mod streams;
 mod timed_stream;
 
 use std::convert::Infallible;
@@ -32,6 +33,7 @@ use self::protocol::Protocol;
 pub use self::protocol::http1_builder;
 pub(super) use self::request::RequestContext;
 use self::request::RequestGuard;
+pub(super) use self::streams::Streams;
 use self::timed_stream::TimedStream;
 use super::app::App;
 use super::refusals::TOO_MANY_CONNECTIONS;
@@ -102,6 +104,11 @@ async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> R
             }
             if let Poll::Ready(ended) = protocol.poll(cx) {
                 return Poll::Ready(ended);
+            }
+            if protocol.poll_leave(cx).is_ready() {
+                deadlines.going_away();
+                protocol.graceful_shutdown();
+                continue;
             }
             let mut deadline = deadlines.deadline();
             if !is_draining && app.drain.is_started() {

@@ -11,7 +11,6 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Version;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::connection::Connection;
@@ -21,35 +20,32 @@ use super::deadlines::Phase;
 const DISCARD_BYTES: usize = 16 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How much a short piece of a discarded body counts, because each piece costs time.
+const MIN_DISCARD_BYTES: usize = 256;
+
 /// An open request. Dropping it tells the connection that the request has ended.
 #[derive(Debug)]
 pub(super) struct RequestGuard {
     pub(super) connection: Arc<Connection>,
     is_http2: bool,
-    /// HTTP/2: the permit of this request, unless there was none. With HTTP/1, the permit of the connection is enough.
-    permit: Option<OwnedSemaphorePermit>,
+    /// Whether the connection has reserved memory for this request.
+    has_permit: bool,
 }
 
 impl RequestGuard {
     pub(super) fn new(connection: &Arc<Connection>, version: Version) -> Self {
         let is_http2 = version == Version::HTTP_2;
-        let mut permit = None;
-        if is_http2 {
-            connection.deadlines.stream_opened();
-            permit = Arc::clone(&connection.app.streams).try_acquire_owned().ok();
-        }
-        Self { connection: Arc::clone(connection), is_http2, permit }
+        let has_permit = !is_http2 || connection.deadlines.stream_opened();
+        Self { connection: Arc::clone(connection), is_http2, has_permit }
     }
 
-    /// The body of the answer. Over HTTP/2, the client may refuse to receive it. So the body keeps the permit, and a
-    /// request without a permit gets no body.
-    pub(super) fn answer_body(mut self, body: Full<Bytes>) -> AnswerBody {
-        if !self.is_http2 {
-            return AnswerBody { body, _unsent: None };
-        }
-        match self.permit.take() {
-            None => AnswerBody { body: Full::default(), _unsent: None },
-            Some(permit) => AnswerBody { body, _unsent: Some(Unsent::new(Arc::clone(&self.connection), permit)) },
+    /// The body of the answer. Over HTTP/2, the client may refuse to receive it. So a request without a permit gets no
+    /// body.
+    pub(super) fn answer_body(self, body: Full<Bytes>) -> AnswerBody {
+        match (self.is_http2, self.has_permit) {
+            (false, _) => AnswerBody { body, _unsent: None },
+            (true, false) => AnswerBody { body: Full::default(), _unsent: None },
+            (true, true) => AnswerBody { body, _unsent: Some(Unsent::new(Arc::clone(&self.connection))) },
         }
     }
 }
@@ -70,23 +66,20 @@ pub(super) struct AnswerBody {
     _unsent: Option<Unsent>,
 }
 
-/// HTTP/2: an answer that the client has not received completely. It keeps its permit.
+/// HTTP/2: an answer that the client has not received completely.
 #[derive(Debug)]
-struct Unsent {
-    connection: Arc<Connection>,
-    _permit: OwnedSemaphorePermit,
-}
+struct Unsent(Arc<Connection>);
 
 impl Unsent {
-    fn new(connection: Arc<Connection>, permit: OwnedSemaphorePermit) -> Self {
+    fn new(connection: Arc<Connection>) -> Self {
         connection.deadlines.answer_held();
-        Self { connection, _permit: permit }
+        Self(connection)
     }
 }
 
 impl Drop for Unsent {
     fn drop(&mut self) {
-        self.connection.deadlines.answer_released();
+        self.0.deadlines.answer_released();
     }
 }
 
@@ -119,9 +112,8 @@ pub(in crate::http) struct RequestContext<'a> {
 }
 
 impl<'a> RequestContext<'a> {
-    pub(super) fn new(RequestGuard { connection, is_http2, permit }: &'a RequestGuard) -> Self {
-        let has_permit = !is_http2 || permit.is_some();
-        Self { connection, is_http2: *is_http2, has_permit, limit: Duration::ZERO, timer: None }
+    pub(super) fn new(RequestGuard { connection, is_http2, has_permit }: &'a RequestGuard) -> Self {
+        Self { connection, is_http2: *is_http2, has_permit: *has_permit, limit: Duration::ZERO, timer: None }
     }
 
     /// Whether the server permits this request beside all the others.
@@ -185,7 +177,7 @@ async fn discard(mut body: Incoming, connection: Arc<Connection>) {
     // Checked before each frame: hyper reports the end of a body as a frame only when the next request arrives.
     while !body.is_end_stream() {
         let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await else { break };
-        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len).max(MIN_DISCARD_BYTES)) {
             Some(rest) => left = rest,
             None => return,
         }

@@ -12,9 +12,9 @@ use tokio::time::timeout;
 
 use super::client_address;
 use crate::buffer::{AppendError, NotDurable, Ticket};
-use crate::http::admission::{Key, Repeats};
+use crate::http::admission::{CLIENT, Key, Repeats};
 use crate::http::app::App;
-use crate::http::body::{self, Body, Encoding};
+use crate::http::body::{self, Encoding, Received};
 use crate::http::conn::{Connection, RequestContext};
 use crate::http::error::ApiError;
 use crate::http::response::text;
@@ -62,9 +62,10 @@ pub(super) async fn post(
         true => Head::of(connection, &request),
         false => Err(ApiError::TooManyInFlight),
     };
+    let client = CLIENT.apply(client_address(connection, request.headers()));
     let mut incoming = request.into_body();
     let received = match head {
-        Ok(head) => body::read(context, &mut incoming).await.map(|body| (body, head)),
+        Ok(head) => body::read(context, &mut incoming, client).await.map(|body| (body, head)),
         Err(error) => Err(error),
     };
     let (body, Head { encoding, key, stamps }) = match received {
@@ -96,7 +97,12 @@ pub(super) async fn post(
 }
 
 /// Stores the reports of a body in the state that `ACK` asks for. Returns their number.
-async fn store(app: &App, body: Body, encoding: Option<Encoding>, stamps: Option<String>) -> Result<usize, ApiError> {
+async fn store(
+    app: &App,
+    body: Received,
+    encoding: Option<Encoding>,
+    stamps: Option<String>,
+) -> Result<usize, ApiError> {
     let (ticket, count) = append(app, body, encoding, stamps).await?;
     ticket.durable().await?;
     Ok(count)
@@ -106,13 +112,13 @@ async fn store(app: &App, body: Body, encoding: Option<Encoding>, stamps: Option
 /// may be long.
 async fn append(
     app: &App,
-    body: Body,
+    body: Received,
     encoding: Option<Encoding>,
     stamps: Option<String>,
 ) -> Result<(Ticket, usize), ApiError> {
     let body = match encoding {
-        None => body,
-        Some(encoding) => body::decode(app, &body, encoding).await?,
+        None => body.pin()?,
+        Some(encoding) => body.decode(app, encoding).await?,
     };
     let mut reports = Reports::check(body.as_bytes())?;
     if let Some(stamps) = stamps {
