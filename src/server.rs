@@ -23,24 +23,41 @@ use crate::store::{Compression, Store};
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// File descriptors that are neither connections nor journals of spilled batches.
-const OTHER_FILES: u64 = 128;
+const OTHER_FILES: u64 = 128 + ADMIN_CONNECTIONS as u64;
 
 /// Time between two log lines that count refused requests.
 const REFUSAL_SUMMARY_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Maximum number of connections to `ADMIN_LISTEN`. They are apart from `MAX_CONNECTIONS`, so that an operator gets in
+/// while clients use up those.
+const ADMIN_CONNECTIONS: u32 = 64;
+
+/// The listening sockets of one server.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For reports. Without `admin`, also for everything that is read.
+    pub reports: std::net::TcpListener,
+    /// The socket of `ADMIN_LISTEN`, for everything that is read.
+    pub admin: Option<std::net::TcpListener>,
+}
+
 /// Serves until `shutdown` resolves. Then finishes the open requests, flushes all acknowledged reports, and returns.
 ///
 /// # Errors
-/// If `listener` is not usable, or the first journals cannot be created, or no thread can be started. Nothing was
+/// If a listener is not usable, or the first journals cannot be created, or no thread can be started. Nothing was
 /// served then.
 pub async fn run(
     config: Config,
     store: Store,
-    listener: std::net::TcpListener,
+    Listeners { reports, admin }: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = TcpListener::from_std(listener)?;
+    let into_async = |listener: std::net::TcpListener| {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    let listener = into_async(reports)?;
+    let admin = admin.map(into_async).transpose()?;
     let store = Arc::new(store);
     let layout = BufferLayout::from(&config);
     let compression = Compression::from(&config);
@@ -63,8 +80,18 @@ pub async fn run(
     let address = listener.local_addr()?;
     let url = format!("http://{}/api/v1/reports", reachable(address));
     tracing::info!(%address, url, max_connections = connections.max, "listening");
+    if let Some(admin) = &admin {
+        tracing::info!(address = %admin.local_addr()?, "listening for readers");
+    }
     notify_systemd(NotifyState::Ready);
 
+    let admin_connections = Connections::with_max(ADMIN_CONNECTIONS);
+    let accept_readers = async {
+        match &admin {
+            None => std::future::pending().await,
+            Some(admin) => admin_connections.accept(admin, &app, http::serve_admin).await,
+        }
+    };
     let stop = async {
         shutdown.await;
         tracing::info!("shutting down");
@@ -73,7 +100,8 @@ pub async fn run(
         tokio::time::sleep(config.shutdown_delay).await;
     };
     tokio::select! {
-        () = connections.accept(&listener, &app) => {}
+        () = connections.accept(&listener, &app, http::serve) => {}
+        () = accept_readers => {}
         () = log_refusals(&app) => {}
         () = stop => {}
     }
@@ -100,7 +128,7 @@ pub async fn run(
 }
 
 /// An address that clients on this machine can connect to.
-fn reachable(address: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
     match address.ip().is_unspecified() {
         true => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), address.port()),
         false => address,
@@ -138,12 +166,20 @@ impl Connections {
         if max < wanted {
             tracing::warn!(max, wanted, "fewer connections than MAX_CONNECTIONS: the limit of open files is too low");
         }
-        let max = u32::try_from(max).unwrap_or(u32::MAX);
+        Self::with_max(u32::try_from(max).unwrap_or(u32::MAX))
+    }
+
+    fn with_max(max: u32) -> Self {
         Self { permits: Arc::new(Semaphore::new(max as usize)), max }
     }
 
     /// Accepts connections forever, while there are permits. Further clients wait in the backlog of the kernel.
-    async fn accept(&self, listener: &TcpListener, app: &Arc<App>) {
+    async fn accept<S: Future<Output = ()> + Send + 'static>(
+        &self,
+        listener: &TcpListener,
+        app: &Arc<App>,
+        serve: impl Fn(Arc<App>, TcpStream, SocketAddr) -> S,
+    ) {
         let mut is_logged = false;
         loop {
             let permit = match Arc::clone(&self.permits).try_acquire_owned() {
@@ -167,7 +203,7 @@ impl Connections {
                     continue;
                 }
             };
-            serve(app, stream, peer, permit);
+            spawn(stream, peer, permit, |stream, peer| serve(Arc::clone(app), stream, peer));
         }
     }
 
@@ -180,7 +216,9 @@ impl Connections {
             && let Ok((stream, peer)) = listener.accept()
         {
             stream.set_nonblocking(true)?;
-            serve(app, TcpStream::from_std(stream)?, peer, permit);
+            spawn(TcpStream::from_std(stream)?, peer, permit, |stream, peer| {
+                http::serve(Arc::clone(app), stream, peer)
+            });
         }
         Ok(())
     }
@@ -199,11 +237,16 @@ impl Connections {
     }
 }
 
-fn serve(app: &Arc<App>, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+fn spawn<S: Future<Output = ()> + Send + 'static>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    permit: OwnedSemaphorePermit,
+    serve: impl FnOnce(TcpStream, SocketAddr) -> S,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "can't turn off Nagle's algorithm"); // the client is gone already
     }
-    let serving = http::serve(Arc::clone(app), stream, peer);
+    let serving = serve(stream, peer);
     tokio::spawn(async move {
         serving.await;
         drop(permit);

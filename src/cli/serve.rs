@@ -1,6 +1,7 @@
 //! The server process: configuration, log, signals, runtime.
 
-use std::io;
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -9,10 +10,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, timeout_at};
 
 use super::{CommandResult, log};
-use crate::config::{Config, WriteKeys};
+use crate::config::{AdminToken, Config, WriteKeys};
+use crate::listen;
 use crate::metrics::Metrics;
+use crate::server::{self, Listeners};
 use crate::store::Store;
-use crate::{listen, server};
 
 /// Signals within this time count as one. `timeout` signals a process and then its process group.
 const SAME_SHUTDOWN: Duration = Duration::from_millis(50);
@@ -28,18 +30,38 @@ pub(super) fn run() -> CommandResult {
             None => listen::listen(config.host, config.port, config.reuse_port)
                 .map_err(|error| format!("can't listen on HOST {} PORT {}: {error}", config.host, config.port))?,
         };
+    let admin = match config.admin_listen {
+        None => None,
+        Some(address) => Some(
+            listen::listen(address.ip(), address.port(), config.reuse_port)
+                .map_err(|error| format!("can't listen on ADMIN_LISTEN {address}: {error}"))?,
+        ),
+    };
+    if config.admin_token.is_closed() && io::stderr().is_terminal() {
+        let address = admin.as_ref().unwrap_or(&listener).local_addr()?;
+        make_token(&config.admin_token, server::reachable(address))?;
+    }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), changed_settings = config.text.changed, "starting");
     tracing::debug!(settings = config.text.all, "all settings");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(config.workers).enable_all().build()?;
     let shutdown = {
         let _context = runtime.enter();
-        reload_on_hangup(config.write_keys.clone())?;
+        reload_on_hangup(config.write_keys.clone(), config.admin_token.clone())?;
         shutdown_signal()?
     };
-    let served = runtime.block_on(server::run(config, store, listener, shutdown));
+    let served = runtime.block_on(server::run(config, store, Listeners { reports: listener, admin }, shutdown));
     // Does not wait for tasks. All reports are in report files by now.
     runtime.shutdown_background();
     Ok(served?)
+}
+
+/// Makes a token for this run, and prints a URL that contains it. Only on a terminal: the token must not get into logs.
+fn make_token(admin_token: &AdminToken, address: SocketAddr) -> io::Result<()> {
+    let random = [(); 4].map(|()| getrandom::u64());
+    let token = random.into_iter().map(|n| Ok(format!("{:016x}", n?))).collect::<io::Result<String>>()?;
+    writeln!(io::stderr(), "To read the metrics, open http://admin:{token}@{address}/metrics")?;
+    admin_token.set(token.into());
+    Ok(())
 }
 
 /// Resolves with the first SIGTERM or SIGINT. A second signal ends the process.
@@ -64,14 +86,14 @@ async fn either(term: &mut Signal, int: &mut Signal) {
     }
 }
 
-/// Reloads the write keys with each SIGHUP. All other settings need a restart.
-fn reload_on_hangup(keys: WriteKeys) -> io::Result<()> {
+/// Reloads the write keys and the admin token with each SIGHUP. All other settings need a restart.
+fn reload_on_hangup(keys: WriteKeys, token: AdminToken) -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            let keys = keys.clone();
+            let (keys, token) = (keys.clone(), token.clone());
             // Not on a request thread: the disk of the files may not respond.
-            let reload = thread::Builder::new().name("reload".to_owned()).spawn(move || reload(&keys));
+            let reload = thread::Builder::new().name("reload".to_owned()).spawn(move || reload(&keys, &token));
             if let Err(error) = reload {
                 tracing::error!(%error, "{NOT_RELOADED}");
             }
@@ -82,7 +104,7 @@ fn reload_on_hangup(keys: WriteKeys) -> io::Result<()> {
 
 const NOT_RELOADED: &str = "can't reload the write keys; keeping the current ones";
 
-fn reload(keys: &WriteKeys) {
+fn reload(keys: &WriteKeys, token: &AdminToken) {
     match Config::from_env() {
         // Without keys, everybody could send reports. That takes a restart.
         Ok(config) if config.write_keys.is_empty() && !keys.is_empty() => {
@@ -90,6 +112,10 @@ fn reload(keys: &WriteKeys) {
         }
         Ok(config) => {
             let count = keys.replace_with(&config.write_keys);
+            // The token of this run stays if there is no new one.
+            if !config.admin_token.is_closed() {
+                token.replace_with(&config.admin_token);
+            }
             tracing::info!(keys = count, "write keys reloaded");
         }
         Err(error) => tracing::error!(%error, "{NOT_RELOADED}"),

@@ -3,6 +3,7 @@
 //! [`GROUPS`] is the table of all settings. The other files hold the types of setting values.
 
 mod ack;
+mod admin_token;
 mod memory;
 mod networks;
 mod origins;
@@ -14,7 +15,7 @@ mod write_keys;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 
 pub use self::ack::Ack;
+pub use self::admin_token::{Access, AdminToken};
 pub use self::networks::{ForwardedHeader, Mask, Networks};
 pub use self::origins::Origins;
 pub use self::rate::Rate;
@@ -79,6 +81,15 @@ pub struct Config {
     pub write_keys: WriteKeys,
     #[serde(deserialize_with = "values::path_or_none")]
     pub write_keys_file: Option<PathBuf>,
+    pub admin_token: AdminToken,
+    #[serde(deserialize_with = "values::path_or_none")]
+    pub admin_token_file: Option<PathBuf>,
+    #[serde(deserialize_with = "values::parsed_or_off")]
+    pub admin_listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "values::text_or_none")]
+    pub metrics_username: Option<String>,
+    #[serde(deserialize_with = "values::text_or_none")]
+    pub metrics_password: Option<String>,
     #[serde(deserialize_with = "values::parsed_or_off")]
     pub rate_limit: Option<Rate>,
     #[serde(deserialize_with = "values::parsed_or_off")]
@@ -245,6 +256,11 @@ impl Config {
         {
             errors.push(Error::File { path: path.clone(), reason: error.to_string() });
         }
+        if let Some(path) = &config.admin_token_file
+            && let Err(error) = config.admin_token.read_file(path)
+        {
+            errors.push(Error::File { path: path.clone(), reason: error.to_string() });
+        }
         if !errors.is_empty() {
             return Err(Errors(errors));
         }
@@ -308,6 +324,25 @@ impl Config {
                 "WRITE_KEYS",
                 self.key_rate_limit.is_none() || !self.write_keys.is_empty() || self.write_keys_file.is_some(),
                 "off while WRITE_KEYS and WRITE_KEYS_FILE are none".to_owned(),
+            ),
+            (
+                "ADMIN_TOKEN",
+                "ADMIN_LISTEN",
+                !self.admin_token.is_open() || self.admin_listen.is_some(),
+                "a token while ADMIN_LISTEN is off, because everybody who can send reports could read them".to_owned(),
+            ),
+            (
+                "ADMIN_TOKEN",
+                "WRITE_KEYS",
+                !self.write_keys.iter().any(|key| self.admin_token.check(Some(key.as_bytes())) == Access::Granted)
+                    || self.admin_token.is_open(),
+                "different from all WRITE_KEYS, because browsers know these".to_owned(),
+            ),
+            (
+                "METRICS_PASSWORD",
+                "METRICS_USERNAME",
+                self.metrics_password.is_some() == self.metrics_username.is_some(),
+                "set together with METRICS_USERNAME".to_owned(),
             ),
             (
                 "PROXY_PROTOCOL",

@@ -14,7 +14,7 @@ pub const CONFIG_FILE: &str = "CONFIG_FILE";
 pub const DEFAULT_FILE: &str = ".env";
 
 /// Settings whose values must not appear in logs and errors.
-const SECRETS: &[&str] = &["WRITE_KEYS"];
+const SECRETS: &[&str] = &["WRITE_KEYS", "ADMIN_TOKEN", "METRICS_PASSWORD"];
 
 /// One environment variable.
 #[derive(Debug, Clone, Copy)]
@@ -127,6 +127,38 @@ pub const GROUPS: &[Group] = &[
                 DURATION_OR_OFF,
                 "How long the server remembers idempotency keys. A repeated request in this time is not stored again.",
             ),
+        ],
+    },
+    Group {
+        title: "Who may read",
+        settings: &[
+            setting(
+                "ADMIN_TOKEN",
+                "auto",
+                "16 to 128 letters, digits or any of -._~+/=, or none (only with ADMIN_LISTEN), or auto: a new token if \
+                 standard error is a terminal, otherwise nobody may read",
+                "Token that permits reading: `/metrics`. It does not permit sending. SIGHUP reloads it from CONFIG_FILE \
+                 and ADMIN_TOKEN_FILE.",
+            ),
+            setting(
+                "ADMIN_TOKEN_FILE",
+                "none",
+                "a file with the token on its first line, or none",
+                "File with the admin token. It takes precedence over ADMIN_TOKEN.",
+            ),
+            setting(
+                "ADMIN_LISTEN",
+                "off",
+                "an address and a port such as 127.0.0.1:9090 or [::1]:9090, or off",
+                "Serve everything that is read on this address, and not on PORT.",
+            ),
+            setting(
+                "METRICS_USERNAME",
+                "none",
+                "a name, or none",
+                "User name that permits reading `/metrics`, with METRICS_PASSWORD. The admin token does so, too.",
+            ),
+            setting("METRICS_PASSWORD", "none", "a password, or none", "Password for METRICS_USERNAME."),
         ],
     },
     Group {

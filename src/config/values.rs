@@ -151,6 +151,11 @@ pub(super) fn path_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result
     Ok((!is_none(&text)).then(|| text.into()))
 }
 
+pub(super) fn text_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok((!is_none(&text)).then_some(text))
+}
+
 /// One of several words, in any letter case.
 pub(super) fn word<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
     let text = String::deserialize(deserializer)?.to_ascii_lowercase();

@@ -13,6 +13,9 @@ use super::values::is_none;
 /// Valid key lengths in bytes. Shorter keys could be guessed.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 16..=128;
 
+/// The form of keys and tokens, for error messages.
+pub(super) const KEY_FORM: &str = "16 to 128 letters, digits or any of -._~+/=";
+
 /// One write key.
 pub type WriteKey = Arc<str>;
 
@@ -23,7 +26,7 @@ pub struct WriteKeys(Arc<ArcSwap<Vec<WriteKey>>>);
 
 /// The list contains text that is not a key. The error does not repeat the text, which may be a mistyped key.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("key {0} of the list is not 16 to 128 letters, digits or any of -._~+/=")]
+#[error("key {0} of the list is not {KEY_FORM}")]
 pub struct InvalidKey(usize);
 
 /// Why a key file cannot be used.
@@ -33,7 +36,7 @@ pub enum KeyFileError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// The line with this number (from 1) is not a key.
-    #[error("line {0} is not 16 to 128 letters, digits or any of -._~+/=")]
+    #[error("line {0} is not {KEY_FORM}")]
     InvalidKey(usize),
     /// The file contains no key. Without keys, everybody could send reports.
     #[error("the file contains no key")]
@@ -55,7 +58,7 @@ impl TryFrom<String> for WriteKeys {
     }
 }
 
-fn key(text: &str) -> Option<WriteKey> {
+pub(super) fn key(text: &str) -> Option<WriteKey> {
     // The characters of a bearer token (RFC 6750, section 2.1).
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
     (KEY_BYTES.contains(&text.len()) && text.bytes().all(allowed)).then(|| text.into())
@@ -77,6 +80,11 @@ impl WriteKeys {
         }
         self.0.store(Arc::new([&self.0.load()[..], &more].concat()));
         Ok(())
+    }
+
+    /// All keys.
+    pub(super) fn iter(&self) -> impl Iterator<Item = WriteKey> {
+        Vec::clone(&self.0.load()).into_iter()
     }
 
     /// Whether there are no keys. Then every request may send reports.

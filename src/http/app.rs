@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::admission::{Admission, ConnectionsPerAddress, Proxies, Repeats};
+use super::admission::{Admin, Admission, ConnectionsPerAddress, Proxies, Repeats};
 use super::body::Inflight;
 use super::conn::Streams;
 use super::drain::Drain;
 use super::refusals::Refusals;
 use crate::buffer::Buffer;
 use crate::config::{Config, Mask, Origins, Stamps};
+use crate::metrics::Metrics;
 use crate::store::Store;
 
 /// What all connections of a server share.
@@ -23,6 +24,9 @@ pub struct App {
     /// `None` if a client may open any number of connections.
     pub(super) per_address: Option<ConnectionsPerAddress>,
     pub(super) admission: Admission,
+    pub(super) admin: Admin,
+    /// What is read has a listener of its own.
+    pub(super) has_admin_listener: bool,
     pub(super) origins: Origins,
     /// `None` if idempotency keys are ignored.
     pub(super) repeats: Option<Repeats>,
@@ -37,6 +41,9 @@ pub struct App {
     pub(super) decoders: Semaphore,
     pub(super) drain: Drain,
     pub(super) refusals: Refusals,
+    pub(super) metrics: Arc<Metrics>,
+    /// The turn to scrape the metrics.
+    pub(super) scrapes: tokio::sync::Mutex<()>,
     pub(super) started: Instant,
 }
 
@@ -55,6 +62,7 @@ impl App {
     /// Reports go to `buffer`. `/readyz` reports errors of `store`.
     #[must_use]
     pub fn new(config: &Config, buffer: Arc<Buffer>, store: Arc<Store>) -> Self {
+        let metrics = Arc::clone(store.metrics());
         Self {
             buffer,
             store,
@@ -67,6 +75,8 @@ impl App {
             },
             per_address: config.max_connections_per_address.map(ConnectionsPerAddress::new),
             admission: Admission::new(config.write_keys.clone(), config.rate_limit, config.key_rate_limit),
+            admin: Admin::new(config),
+            has_admin_listener: config.admin_listen.is_some(),
             origins: config.cors_allow_origins.clone(),
             repeats: config.dedup_window.map(|window| Repeats::new(window, config.max_connections)),
             proxies: Proxies {
@@ -81,6 +91,8 @@ impl App {
             decoders: Semaphore::new(config.workers),
             drain: Drain::default(),
             refusals: Refusals::new(),
+            metrics,
+            scrapes: tokio::sync::Mutex::default(),
             started: Instant::now(),
         }
     }

@@ -24,7 +24,11 @@ const ACCEPT_TYPES: &str = "application/json, application/x-ndjson, text/plain";
 const FORMS: &str = "a JSON object, an array of objects or one object on each line";
 
 /// The names of all problem types, which the log counts. Changing a name is a breaking change.
-pub(super) const PROBLEMS: [&str; 26] = [
+pub(super) const PROBLEMS: [&str; 30] = [
+    "internal",
+    "admin-closed",
+    "admin-token-missing",
+    "admin-token-wrong",
     "empty",
     "not-utf8",
     "not-json",
@@ -102,6 +106,14 @@ pub(super) enum ApiError {
     TooManyPieces { min_bytes: usize },
     #[error("too many bodies in flight")]
     TooManyInFlight,
+    #[error("the server can't answer: {0}")]
+    Internal(std::io::Error),
+    #[error("there is no admin token")]
+    AdminClosed,
+    #[error("the request has no admin token")]
+    AdminTokenMissing,
+    #[error("the admin token is wrong")]
+    AdminTokenWrong,
     #[error(transparent)]
     Append(#[from] AppendError),
     #[error(transparent)]
@@ -143,6 +155,30 @@ impl ApiError {
                 "Origin not allowed",
                 "Pages of this origin may not send reports. Add the origin to CORS_ALLOW_ORIGINS on the server."
                     .to_owned(),
+            ),
+            Self::Internal(_) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "Internal error",
+                "The server could not make the answer. Its log may say more.".to_owned(),
+            ),
+            Self::AdminClosed => (
+                StatusCode::FORBIDDEN,
+                "admin-closed",
+                "Reading is not enabled",
+                "Set ADMIN_TOKEN or ADMIN_TOKEN_FILE on the server to enable this path.".to_owned(),
+            ),
+            Self::AdminTokenMissing => (
+                StatusCode::UNAUTHORIZED,
+                "admin-token-missing",
+                "Admin token missing",
+                format!("{reason}: send ADMIN_TOKEN as Authorization: Bearer, or as the password of Basic."),
+            ),
+            Self::AdminTokenWrong => (
+                StatusCode::UNAUTHORIZED,
+                "admin-token-wrong",
+                "Admin token not valid",
+                "The server does not accept this token. Write keys do not permit reading.".to_owned(),
             ),
             Self::KeyMissing => (
                 StatusCode::UNAUTHORIZED,
@@ -302,6 +338,10 @@ impl ApiError {
         let header = match self.root() {
             Self::Method { allow } => Some((ALLOW, HeaderValue::from_static(allow))),
             Self::KeyMissing | Self::KeyWrong => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            // Browsers ask for a password then.
+            Self::AdminTokenMissing | Self::AdminTokenWrong => {
+                Some((WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"netwatch-server\"")))
+            }
             // Rounded up, so that there is a token by then.
             Self::RateLimited { wait, .. } => Some((RETRY_AFTER, (wait.as_secs() + 1).into())),
             Self::ContentType { .. } | Self::FormData => Some((ACCEPT, HeaderValue::from_static(ACCEPT_TYPES))),

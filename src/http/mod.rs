@@ -28,3 +28,8 @@ pub use self::conn::http1_builder;
 pub async fn serve(app: Arc<App>, stream: TcpStream, peer: SocketAddr) {
     conn::serve::<routes::Routes>(app, stream, peer).await;
 }
+
+/// Serves one connection to the listener of `ADMIN_LISTEN`.
+pub async fn serve_admin(app: Arc<App>, stream: TcpStream, peer: SocketAddr) {
+    conn::serve::<routes::AdminRoutes>(app, stream, peer).await;
+}

@@ -7,16 +7,18 @@ use super::error::PROBLEMS;
 /// The reason for connections beyond `MAX_CONNECTIONS_PER_ADDRESS`. They are closed without an answer.
 pub(super) const TOO_MANY_CONNECTIONS: &str = "too-many-connections";
 
-/// Refused requests since the last log line.
+/// Refused requests, and how many of them are in the log already.
 #[derive(Debug)]
 pub(super) struct Refusals {
     /// One for each of `PROBLEMS`, and one for `TOO_MANY_CONNECTIONS`.
     counts: [AtomicU64; PROBLEMS.len() + 1],
+    logged: [AtomicU64; PROBLEMS.len() + 1],
 }
 
 impl Refusals {
     pub(super) fn new() -> Self {
-        Self { counts: std::array::from_fn(|_| AtomicU64::new(0)) }
+        let zeros = || std::array::from_fn(|_| AtomicU64::new(0));
+        Self { counts: zeros(), logged: zeros() }
     }
 
     /// Counts one refusal. `reason` is one of [`reasons`].
@@ -27,10 +29,17 @@ impl Refusals {
         }
     }
 
+    /// All reasons, and the number of refusals for each.
+    pub(super) fn totals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        reasons().zip(self.counts.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+
     /// Logs the refusals since the last call, if there were any.
     pub(super) fn log(&self) {
-        let counts = self.counts.iter().map(|count| count.swap(0, Ordering::Relaxed));
-        let counts: Vec<_> = reasons().zip(counts).filter(|(_, count)| *count > 0).collect();
+        let since = |((reason, total), logged): ((_, u64), &AtomicU64)| {
+            (reason, total.saturating_sub(logged.swap(total, Ordering::Relaxed)))
+        };
+        let counts: Vec<_> = self.totals().zip(&self.logged).map(since).filter(|(_, count)| *count > 0).collect();
         let total: u64 = counts.iter().map(|(_, count)| count).sum();
         if total > 0 {
             let by_reason: Vec<_> = counts.iter().map(|(reason, count)| format!("{reason}={count}")).collect();

@@ -1,5 +1,6 @@
 //! Admission: who may send, and how often. Decided before the body is read.
 
+mod admin;
 mod client_address;
 mod connections_per_address;
 pub(super) mod cors;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use hyper::Request;
 
+pub(super) use self::admin::Admin;
 pub(super) use self::client_address::Proxies;
 pub(super) use self::connections_per_address::ConnectionsPerAddress;
 pub(super) use self::idempotency::{Key, Repeats};

@@ -37,6 +37,7 @@ pub(super) use self::streams::Streams;
 use self::timed_stream::TimedStream;
 use super::app::App;
 use super::refusals::TOO_MANY_CONNECTIONS;
+use crate::metrics::Ended;
 
 /// Answers requests.
 pub(super) trait Handler: 'static {
@@ -48,26 +49,47 @@ pub(super) trait Handler: 'static {
 }
 
 /// Serves one connection until the client closes it, a timeout ends it, or the server shuts down.
-pub(super) async fn serve<H: Handler>(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) {
-    let client = match proxy_header::client(&app, &mut stream, peer.ip()).await {
-        Ok(client) => client,
-        Err(reason) => return tracing::debug!(%peer, reason, "closed the connection"),
+pub(super) async fn serve<H: Handler>(app: Arc<App>, stream: TcpStream, peer: SocketAddr) {
+    let metrics = Arc::clone(&app.metrics);
+    metrics.connections_opened.add(1);
+    let ended = match serve_until_end::<H>(app, stream, peer).await {
+        Ok(()) => Ended::Closed,
+        Err(End { outcome, reason }) => {
+            tracing::debug!(%peer, reason, "closed the connection");
+            outcome
+        }
     };
+    metrics.count_connection(ended);
+}
+
+/// Why a connection was closed early.
+struct End {
+    outcome: Ended,
+    reason: String,
+}
+
+impl End {
+    fn error(reason: String) -> Self {
+        Self { outcome: Ended::Error, reason }
+    }
+}
+
+async fn serve_until_end<H: Handler>(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) -> Result<(), End> {
+    let client = proxy_header::client(&app, &mut stream, peer.ip()).await.map_err(End::error)?;
     let address = client.unwrap_or(peer.ip().to_canonical());
     let connection = Arc::new(Connection { peer: address, deadlines: Deadlines::new(app.limits), app });
     // A proxy's own connections carry requests of many clients, so they are not counted.
     let counted = connection.app.per_address.as_ref().zip(client).map(|(counts, client)| counts.count(client));
     if let Some(None) = counted {
         connection.app.refusals.count(TOO_MANY_CONNECTIONS);
-        return tracing::debug!(%peer, reason = "the client has too many connections", "closed the connection");
+        let reason = "the client has too many connections".to_owned();
+        return Err(End { outcome: Ended::Refused, reason });
     }
-    if let Err(reason) = drive::<H>(&connection, stream).await {
-        tracing::debug!(%peer, reason, "closed the connection");
-    }
+    drive::<H>(&connection, stream).await
 }
 
 /// Polls hyper's state machine, and enforces deadlines and the drain.
-async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> Result<(), String> {
+async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> Result<(), End> {
     let Connection { app, deadlines, .. } = &**connection;
     let requests = Arc::clone(connection);
     let service = service_fn(move |request: Request<Incoming>| {
@@ -103,7 +125,7 @@ async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> R
                 protocol.graceful_shutdown();
             }
             if let Poll::Ready(ended) = protocol.poll(cx) {
-                return Poll::Ready(ended);
+                return Poll::Ready(ended.map_err(End::error));
             }
             if protocol.poll_leave(cx).is_ready() {
                 deadlines.going_away();
@@ -127,7 +149,9 @@ async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> R
                 Some(deadline) if deadline <= Instant::now() => match deadlines.expired() {
                     Expired::AnswerLate => {}
                     Expired::GoAway => protocol.graceful_shutdown(),
-                    Expired::Close(reason) => return Poll::Ready(Err(reason.to_owned())),
+                    Expired::Close(reason) => {
+                        return Poll::Ready(Err(End { outcome: Ended::Timeout, reason: reason.to_owned() }));
+                    }
                 },
                 later => {
                     armed = later.unwrap_or_else(|| Instant::now() + app.limits.keep_alive_timeout);

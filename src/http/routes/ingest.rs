@@ -23,6 +23,13 @@ use crate::report::Reports;
 /// How long a request waits for capacity in the buffer before it is refused.
 const CAPACITY_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The reports of a request.
+struct Size {
+    reports: usize,
+    /// As stored, with a line break after each.
+    bytes: usize,
+}
+
 /// What the header of a request says.
 struct Head<'a> {
     encoding: Option<Encoding>,
@@ -85,9 +92,11 @@ pub(super) async fn post(
             // Without a time limit: it continues when this request has been answered with `not-durable`. A repeated
             // request waits for it, and is not stored again.
             let store = async move {
-                let (ticket, count) = append(&app, body, encoding, stamps).await?;
+                let (ticket, size) = append(&app, body, encoding, stamps).await?;
                 ticket.stored().await;
-                Ok(count)
+                // A repeated request is not counted again.
+                app.metrics.count_accepted(size.reports, size.bytes);
+                Ok(size.reports)
             };
             context.in_time(repeats.once(key, store)).await
         }
@@ -103,19 +112,20 @@ async fn store(
     encoding: Option<Encoding>,
     stamps: Option<String>,
 ) -> Result<usize, ApiError> {
-    let (ticket, count) = append(app, body, encoding, stamps).await?;
+    let (ticket, size) = append(app, body, encoding, stamps).await?;
     ticket.durable().await?;
-    Ok(count)
+    app.metrics.count_accepted(size.reports, size.bytes);
+    Ok(size.reports)
 }
 
-/// Checks a body and appends its reports to the buffer. Returns their number. Releases the body: the wait that follows
+/// Checks a body and appends its reports to the buffer. Releases the body: the wait that follows
 /// may be long.
 async fn append(
     app: &App,
     body: Received,
     encoding: Option<Encoding>,
     stamps: Option<String>,
-) -> Result<(Ticket, usize), ApiError> {
+) -> Result<(Ticket, Size), ApiError> {
     let body = match encoding {
         None => body.pin()?,
         Some(encoding) => body.decode(app, encoding).await?,
@@ -124,7 +134,8 @@ async fn append(
     if let Some(stamps) = stamps {
         reports = body::add_stamps(&app.stamps, &reports, &stamps, app.limits.max_body_bytes)?;
     }
-    Ok((append_reports(app, &reports).await?, reports.count()))
+    let size = Size { reports: reports.count(), bytes: reports.as_bytes().len() + 1 };
+    Ok((append_reports(app, &reports).await?, size))
 }
 
 /// Appends to the buffer. If the buffer is full, waits for capacity.

@@ -11,8 +11,11 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
+use procfs::Current;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, prometheus_text, text as openmetrics};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, NoLabelSet, prometheus_text, text as openmetrics,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::oneshot;
@@ -20,7 +23,7 @@ use tokio::sync::oneshot;
 use crate::http::app::App;
 use crate::http::error::ApiError;
 use crate::http::response::text;
-use crate::metrics::{CODES, ENDS, LOSSES, Metrics, ROUTES, Snapshot, TRIGGERS};
+use crate::metrics::{CODES, ENDS, LOSSES, ROUTES, Snapshot, TRIGGERS};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -83,9 +86,11 @@ impl Collector for Scrape {
 fn requests(app: &App, out: &mut Out<'_>) -> fmt::Result {
     let metrics = &*app.metrics;
     let requests = ROUTES.into_iter().flat_map(|(route, path)| {
-        let code = |code| if code == 0 { "other".to_owned() } else { code.to_string() };
+        let code = |code: u16| if code == 0 { "other".to_owned() } else { code.to_string() };
         let by_code = CODES.into_iter().enumerate();
-        by_code.map(move |(index, status)| ([("route", path.to_owned()), ("code", code(status))], metrics.requests(route, index)))
+        by_code.map(move |(index, status)| {
+            ([("route", path.to_owned()), ("code", code(status))], metrics.requests(route, index))
+        })
     });
     out.counters(
         "netwatch_http_requests",
@@ -106,7 +111,7 @@ fn connections(app: &App, out: &mut Out<'_>) -> fmt::Result {
     let metrics = &*app.metrics;
     let ended = ENDS.map(|(ended, outcome)| ([("outcome", outcome)], metrics.connections_ended(ended)));
     let open = metrics.connections_opened.get().saturating_sub(ended.iter().map(|(_, count)| count).sum());
-    out.gauge("netwatch_connections", "Open connections", open as f64)?;
+    out.gauge("netwatch_open_connections", "Open connections", open as f64)?;
     out.counters("netwatch_connections", "Connections that ended, by outcome", ended.into_iter())
 }
 
@@ -118,7 +123,11 @@ fn buffer(app: &App, out: &mut Out<'_>) -> fmt::Result {
     out.gauges("netwatch_buffer_batches", "Batches in memory, by state", batches)?;
     let oldest = state.oldest.unwrap_or_default().as_secs_f64();
     out.gauge("netwatch_oldest_unflushed_seconds", "Age of the oldest report that is in no report file", oldest)?;
-    out.seconds("netwatch_journal_commit", "Time to write, and sync, a group of reports", &metrics.commit_ns.snapshot())?;
+    out.seconds(
+        "netwatch_journal_commit",
+        "Time to write, and sync, a group of reports",
+        &metrics.commit_ns.snapshot(),
+    )?;
     let reports = metrics.group_reports.snapshot();
     out.histogram("netwatch_journal_group_reports", "Reports in a group", &reports, 1.0, None)?;
     out.gauge("netwatch_spilled_bytes", "Bytes of the journals of spilled batches", state.spilled_bytes as f64)
@@ -151,7 +160,8 @@ fn server(app: &App, out: &mut Out<'_>) -> fmt::Result {
     let refused = app.metrics.admin_refused.get();
     out.counter("netwatch_admin_requests_refused", "Requests without a valid admin token", refused)?;
     let version = [("version", env!("CARGO_PKG_VERSION"))];
-    out.gauges("netwatch_build_info", "The version of the server", [(version, 1.0)])
+    let mut build = out.0.encode_descriptor("netwatch_build", "The version of the server", None, MetricType::Info)?;
+    build.encode_info(&version)
 }
 
 /// The metrics that all processes have by convention, without a prefix.
@@ -164,9 +174,9 @@ fn process(out: &mut Out<'_>) -> fmt::Result {
         out.gauge("process_virtual_memory_bytes", "Virtual memory", stat.vsize as f64)?;
         out.gauge("process_threads", "Threads", stat.num_threads as f64)?;
         let started = stat.starttime as f64 / procfs::ticks_per_second() as f64;
-        if let Ok(uptime) = procfs::Uptime::current_uptime() {
+        if let Ok(uptime) = procfs::Uptime::current() {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64();
-            out.gauge("process_start_time_seconds", "Start of the process, Unix time", now - uptime + started)?;
+            out.gauge("process_start_time_seconds", "Start of the process, Unix time", now - uptime.uptime + started)?;
         }
     }
     if let Ok(open) = this.fd_count() {

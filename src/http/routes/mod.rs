@@ -2,9 +2,12 @@
 
 mod health;
 mod ingest;
+mod metrics;
 mod openapi;
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -14,33 +17,74 @@ use hyper::{Method, Request, Response};
 use tracing::Level;
 
 use super::admission::cors;
+use super::app::App;
 use super::conn::{Connection, Handler, RequestContext};
 use super::error::ApiError;
+use crate::metrics::Route;
 
-/// Answers all requests of the server.
+/// Answers the requests to `PORT`: all of them, or only those that do not read if there is an `ADMIN_LISTEN`.
 #[derive(Debug)]
 pub(super) struct Routes;
 
+/// Answers the requests to `ADMIN_LISTEN`: all but reports.
+#[derive(Debug)]
+pub(super) struct AdminRoutes;
+
 impl Handler for Routes {
-    async fn answer(mut context: RequestContext<'_>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let logged = Logged::of(&context, &request);
-        let result = match request.uri().path() {
-            "/api/v1/reports" => match request.headers().get(ORIGIN) {
-                None => reports(&mut context, request).await,
-                Some(origin) => {
-                    let origin = origin.clone();
-                    return reports_from(origin, &mut context, request, logged).await;
-                }
-            },
-            "/livez" => get_only(&request).map(|()| health::live(&context.connection.app)),
-            "/readyz" | "/.well-known/healthcheck.json" | "/.well-known/healthcheck" => {
-                get_only(&request).map(|()| health::ready(&context.connection.app))
-            }
-            "/openapi.yaml" => get_only(&request).map(|()| openapi::document()),
-            _ => Err(ApiError::NotFound),
-        };
-        result.unwrap_or_else(|error| refuse(&context, &error, logged))
+    async fn answer(context: RequestContext<'_>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let hides_metrics = context.connection.app.has_admin_listener;
+        answer_and_count(context, request, |route| !(hides_metrics && route == Route::Metrics)).await
     }
+}
+
+impl Handler for AdminRoutes {
+    async fn answer(context: RequestContext<'_>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        answer_and_count(context, request, |route| route != Route::Reports).await
+    }
+}
+
+async fn answer_and_count(
+    mut context: RequestContext<'_>,
+    request: Request<Incoming>,
+    is_served: impl FnOnce(Route) -> bool,
+) -> Response<Full<Bytes>> {
+    let (started, route) = (Instant::now(), route_of(request.uri().path()));
+    let route = if is_served(route) { route } else { Route::Other };
+    let app = Arc::clone(&context.connection.app);
+    let response = answer(&mut context, request, route).await;
+    app.metrics.count_request(route, response.status().as_u16(), started.elapsed());
+    response
+}
+
+fn route_of(path: &str) -> Route {
+    match path {
+        "/api/v1/reports" => Route::Reports,
+        "/livez" => Route::Livez,
+        "/readyz" | "/.well-known/healthcheck.json" | "/.well-known/healthcheck" => Route::Readyz,
+        "/openapi.yaml" => Route::Openapi,
+        "/metrics" => Route::Metrics,
+        _ => Route::Other,
+    }
+}
+
+async fn answer(context: &mut RequestContext<'_>, request: Request<Incoming>, route: Route) -> Response<Full<Bytes>> {
+    let logged = Logged::of(context, &request);
+    if route == Route::Reports
+        && let Some(origin) = request.headers().get(ORIGIN)
+    {
+        let origin = origin.clone();
+        return reports_from(origin, context, request, logged).await;
+    }
+    let app = &context.connection.app;
+    let result = match route {
+        Route::Reports => reports(context, request).await,
+        Route::Livez => get_only(&request).map(|()| health::live(app)),
+        Route::Readyz => get_only(&request).map(|()| health::ready(app)),
+        Route::Openapi => get_only(&request).map(|()| openapi::document()),
+        Route::Metrics => metrics(app, &request).await,
+        Route::Other => Err(ApiError::NotFound),
+    };
+    result.unwrap_or_else(|error| refuse(context, &error, logged))
 }
 
 async fn reports(
@@ -70,6 +114,12 @@ async fn reports_from(
     };
     cors::share(&mut response, origin);
     response
+}
+
+async fn metrics(app: &Arc<App>, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, ApiError> {
+    get_only(request)?;
+    app.admin.admit_to_metrics(request.headers()).await.inspect_err(|_| app.metrics.admin_refused.add(1))?;
+    metrics::get(app, request.headers()).await
 }
 
 fn get_only(request: &Request<Incoming>) -> Result<(), ApiError> {

@@ -1,0 +1,184 @@
+//! Who may read: the admin token, and the user name and password for metrics.
+
+use std::fmt;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use hyper::header::{AUTHORIZATION, HeaderMap};
+use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+
+use crate::config::{Access, AdminToken, Config};
+use crate::http::error::ApiError;
+
+/// How long a wrong token waits for its answer, and how many may wait. So at most 16 tokens per second can be tried.
+const FAILURE_DELAY: Duration = Duration::from_secs(1);
+const FAILURES: usize = 16;
+
+/// Who may read.
+#[derive(Debug)]
+pub(in crate::http) struct Admin {
+    token: AdminToken,
+    /// The user name and password for metrics, with a colon between them.
+    metrics_login: Option<Secret>,
+    failures: Semaphore,
+}
+
+/// Text that debug output does not show.
+struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// What a request presents.
+#[derive(Default)]
+struct Credentials {
+    /// The bearer token, or the password of Basic authentication.
+    token: Option<Vec<u8>>,
+    /// User name and password of Basic authentication.
+    login: Option<Vec<u8>>,
+}
+
+impl Credentials {
+    fn of(headers: &HeaderMap) -> Self {
+        let value = headers.get(AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
+        let Some(space) = value.iter().position(|byte| *byte == b' ') else { return Self::default() };
+        let (scheme, rest) = (&value[..space], value[space..].trim_ascii());
+        if scheme.eq_ignore_ascii_case(b"Bearer") {
+            return Self { token: Some(rest.to_vec()), login: None };
+        }
+        if !scheme.eq_ignore_ascii_case(b"Basic") {
+            return Self::default();
+        }
+        let login = BASE64_STANDARD.decode(rest).unwrap_or_default();
+        let password = login.iter().position(|byte| *byte == b':').map(|colon| login[colon + 1..].to_vec());
+        Self { token: Some(password.unwrap_or_default()), login: Some(login) }
+    }
+}
+
+impl Admin {
+    pub(in crate::http) fn new(config: &Config) -> Self {
+        let login = config.metrics_username.as_ref().zip(config.metrics_password.as_ref());
+        Self {
+            token: config.admin_token.clone(),
+            metrics_login: login.map(|(name, password)| Secret(format!("{name}:{password}"))),
+            failures: Semaphore::new(FAILURES),
+        }
+    }
+
+    /// Admits a request that reads metrics: with the admin token, or with the user name and password for metrics.
+    ///
+    /// # Errors
+    /// Why the request may not read.
+    pub(in crate::http) async fn admit_to_metrics(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let Credentials { token, login } = Credentials::of(headers);
+        let has_login = |Secret(expected): &Secret| login.is_some_and(|login| expected.as_bytes().ct_eq(&login).into());
+        let access = match &self.metrics_login {
+            Some(expected) if has_login(expected) => Access::Granted,
+            Some(_) if self.token.is_closed() && token.is_none() => Access::Missing,
+            Some(_) if self.token.is_closed() => Access::Wrong,
+            _ => self.token.check(token.as_deref()),
+        };
+        match access {
+            Access::Granted => Ok(()),
+            Access::Closed => Err(ApiError::AdminClosed),
+            Access::Missing => Err(ApiError::AdminTokenMissing),
+            Access::Wrong => {
+                let limit = "the server checks wrong tokens";
+                let Ok(_turn) = self.failures.try_acquire() else {
+                    return Err(ApiError::RateLimited { limit, wait: FAILURE_DELAY });
+                };
+                sleep(FAILURE_DELAY).await;
+                Err(ApiError::AdminTokenWrong)
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::collections::HashMap;
+
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    const TOKEN: &str = "0123456789abcdef";
+
+    async fn admit(settings: &[(&str, &str)], authorization: Option<&str>) -> &'static str {
+        let settings: HashMap<_, _> =
+            settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let admin = Admin::new(&Config::from_values(&settings).unwrap());
+        let mut headers = HeaderMap::new();
+        headers.extend(authorization.map(|value| (AUTHORIZATION, HeaderValue::from_str(value).unwrap())));
+        match admin.admit_to_metrics(&headers).await {
+            Ok(()) => "granted",
+            Err(ApiError::AdminClosed) => "closed",
+            Err(ApiError::AdminTokenMissing) => "missing",
+            Err(ApiError::AdminTokenWrong) => "wrong",
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
+    fn basic(login: &str) -> String {
+        format!("Basic {}", BASE64_STANDARD.encode(login))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_token_is_accepted_as_bearer_and_as_the_password_of_any_user() {
+        let token = [("ADMIN_TOKEN", TOKEN)];
+        assert_eq!(admit(&token, Some(&format!("Bearer {TOKEN}"))).await, "granted");
+        assert_eq!(admit(&token, Some(&format!("bearer  {TOKEN} "))).await, "granted");
+        assert_eq!(admit(&token, Some(&basic(&format!("admin:{TOKEN}")))).await, "granted");
+        assert_eq!(admit(&token, Some(&basic(&format!(":{TOKEN}")))).await, "granted");
+        for wrong in ["Bearer x", "Bearer ", "Basic !", &basic(TOKEN), &basic(&format!("{TOKEN}:x"))] {
+            assert_eq!(admit(&token, Some(wrong)).await, "wrong", "{wrong}");
+        }
+        for missing in [None, Some("Bearer"), Some(TOKEN), Some("Digest x")] {
+            assert_eq!(admit(&token, missing).await, "missing", "{missing:?}");
+        }
+        assert_eq!(admit(&[], Some(&format!("Bearer {TOKEN}"))).await, "closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_user_name_and_password_for_metrics_are_accepted_with_and_without_a_token() {
+        let login = [("METRICS_USERNAME", "prometheus"), ("METRICS_PASSWORD", "p:w")];
+        let both = [&login[..], &[("ADMIN_TOKEN", TOKEN)]].concat();
+        for settings in [&login[..], &both] {
+            assert_eq!(admit(settings, Some(&basic("prometheus:p:w"))).await, "granted");
+            assert_eq!(admit(settings, Some(&basic("prometheus:p"))).await, "wrong");
+            assert_eq!(admit(settings, Some(&basic("other:p:w"))).await, "wrong");
+            assert_eq!(admit(settings, Some("Bearer p:w")).await, "wrong");
+            assert_eq!(admit(settings, None).await, "missing");
+        }
+        assert_eq!(admit(&both, Some(&format!("Bearer {TOKEN}"))).await, "granted");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_tokens_are_slowed_down_and_do_not_slow_down_the_right_one() {
+        let settings = HashMap::from([("ADMIN_TOKEN".to_owned(), TOKEN.to_owned())]);
+        let admin = Admin::new(&Config::from_values(&settings).unwrap());
+        let headers = |token: &str| {
+            HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {token}")).unwrap())])
+        };
+        let (wrong, right) = (headers("wrong"), headers(TOKEN));
+        let started = tokio::time::Instant::now();
+        let attempts: Vec<_> = (0..FAILURES).map(|_| Box::pin(admin.admit_to_metrics(&wrong))).collect();
+        let mut attempts = attempts;
+        for attempt in &mut attempts {
+            assert!(std::future::poll_fn(|cx| std::task::Poll::Ready(attempt.as_mut().poll(cx).is_pending())).await);
+        }
+        assert!(matches!(admin.admit_to_metrics(&wrong).await, Err(ApiError::RateLimited { .. })));
+        admin.admit_to_metrics(&right).await.unwrap();
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        for attempt in attempts {
+            assert!(matches!(attempt.await, Err(ApiError::AdminTokenWrong)));
+        }
+        assert_eq!(started.elapsed().as_secs(), FAILURE_DELAY.as_secs());
+    }
+}
