@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::values::{
     AUTO_CONNECTIONS, AUTO_COUNT, AUTO_THREADS, COUNT_OR_OFF, DELAY, DURATION, DURATION_OR_OFF, LEVEL, RATE_OR_OFF,
-    SIZE, SIZE_OR_OFF, SWITCH,
+    SIZE, SIZE_OR_OFF, SWITCH, is_none,
 };
 
 /// The variable that names the configuration file.
@@ -41,7 +41,7 @@ pub struct Group {
 impl Setting {
     /// A value of this setting, as logs and errors may show it.
     pub(super) fn shown(&self, value: &str) -> String {
-        match SECRETS.contains(&self.name) && value != self.default {
+        match SECRETS.contains(&self.name) && value != self.default && !is_none(value) {
             true => "(secret)".to_owned(),
             false => value.to_owned(),
         }

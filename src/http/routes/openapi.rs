@@ -61,6 +61,7 @@ mod tests {
                 "UNSUPPORTED_MEDIA_TYPE" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "PAYLOAD_TOO_LARGE" => StatusCode::PAYLOAD_TOO_LARGE,
                 "REQUEST_TIMEOUT" => StatusCode::REQUEST_TIMEOUT,
+                "INTERNAL_SERVER_ERROR" => StatusCode::INTERNAL_SERVER_ERROR,
                 "" => return None,
                 other => panic!("{other} before {:?}", pair[1]),
             };
