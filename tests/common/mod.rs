@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses only some of these items")]
 
 pub(crate) mod balancer;
+pub(crate) mod file_system;
 
 use std::collections::HashMap;
 use std::fs;
