@@ -6,8 +6,8 @@ SERVER = $(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server
 # Not HOST: make would override the environment variable HOST, which is a setting of the server.
 RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: run build check fmt clippy deny test test-all crash faults balancers browser contract interop loom asan tsan miri \
-	doc bench loadtest docker
+.PHONY: run build check fmt clippy deny test test-all crash faults hostile disks soak-faults balancers browser contract \
+	interop loom asan tsan miri doc bench loadtest docker
 
 run: ## Build, and serve on port 8080 with files in ./data/reports
 	cargo run --release
@@ -58,6 +58,23 @@ interop: build
 # System calls fail, or the server is killed at them. Requires strace.
 faults:
 	cargo test --test syscalls -- --ignored
+
+# Attacks by clients, and very many report files, in release mode: prints the figures. Requires about 6,000 file
+# descriptors.
+hostile:
+	cargo test --release --test hostile --test http2 --test limits --test resets --test unread_log --test many_files \
+		-- --nocapture --include-ignored
+
+# A disk that hangs, and kinds of file systems. Requires root, a kernel with loop devices and FUSE, util-linux,
+# e2fsprogs, xfsprogs, btrfs-progs, bindfs and fuse2fs.
+disks:
+	PATH="$$PATH:/usr/sbin:/sbin" cargo test --release --no-fail-fast --test stalled_disk --test file_systems \
+		-- --nocapture --include-ignored
+
+# Two servers on one disk under load, with random faults: 30 minutes, or SOAK_SECONDS. SOAK_SEED repeats the faults of a
+# run, and SOAK_TRACE=1 prints them. Requires root, a kernel with loop devices, util-linux and e2fsprogs.
+soak-faults:
+	PATH="$$PATH:/usr/sbin:/sbin" cargo test --release --test soak -- --nocapture --include-ignored
 
 # Two collectors behind HAProxy and nginx, with the configurations of deploy/. Requires both. BALANCER_ROUNDS is the
 # number of restarts.
