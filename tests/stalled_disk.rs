@@ -182,6 +182,39 @@ fn requests_are_refused_in_time_and_livez_answers_while_the_disk_is_stalled() {
 
 #[test]
 #[ignore = "requires root and e2fsprogs"]
+fn with_ack_memory_reports_are_accepted_during_a_stall_until_the_buffer_is_full() {
+    let (file_system, server) = start("memory", &[("BATCH_BYTES", "128KiB"), ("BUFFER_BYTES", "512KiB")]);
+    let report = |n: usize| format!("{{\"id\":\"{n}\",\"pad\":\"{}\"}}", "x".repeat(8000));
+    let frozen = file_system.freeze();
+    let (mut accepted, mut longest) = (0, Duration::ZERO);
+    let full = thread::scope(|scope| {
+        let livez = scope.spawn(|| watch_livez(&server, Instant::now() + 2 * COMMIT_TIMEOUT));
+        let full = loop {
+            let mut client = connect(&server, LIMIT);
+            client.send(request(report(accepted).as_bytes()));
+            let asked = Instant::now();
+            let answer = client.try_answer().unwrap_or_else(|error| panic!("no answer within {LIMIT:?}: {error}"));
+            if answer.status != 200 {
+                break answer;
+            }
+            longest = longest.max(asked.elapsed());
+            accepted += 1;
+            assert!(accepted < 1000, "the buffer has no limit");
+        };
+        assert!(livez.join().unwrap() < ALIVE);
+        full
+    });
+    full.assert_problem(503, "buffer-full");
+    println!("ACK=memory: {accepted} reports were accepted during the stall, each within {longest:?}");
+    assert!(accepted > 30 && longest < ALIVE, "{accepted} {longest:?}");
+    frozen.thaw();
+    let copies = copies(server.stop());
+    assert!((0..accepted).all(|n| copies.get(&n.to_string()) == Some(&1)), "{copies:?}");
+    assert_eq!(copies.len(), accepted + 1);
+}
+
+#[test]
+#[ignore = "requires root and e2fsprogs"]
 fn a_report_that_is_refused_during_a_stall_is_stored_at_most_once_and_an_accepted_one_exactly_once() {
     for ack in ["journal", "disk"] {
         let (file_system, server) = start(ack, &[]);
