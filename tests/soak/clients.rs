@@ -187,7 +187,7 @@ pub(crate) fn http1(soak: &Soak, number: usize) {
             };
             connection = post_once(soak, number, open, &mut random).filter(|_| random.below(4) > 0);
         }
-        thread::sleep(Duration::from_millis(random.below(2 * PACE_MS))); // the pace of this client
+        thread::sleep(soak.pace(&mut random, 2 * PACE_MS)); // the pace of this client
     }
 }
 
@@ -322,7 +322,7 @@ async fn stream(soak: &Soak, number: usize, requests: h2::client::SendRequest<By
         if outcome == Outcome::Broken {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(random.below(8 * PACE_MS))).await; // the pace of this stream
+        tokio::time::sleep(soak.pace(&mut random, 8 * PACE_MS)).await; // the pace of this stream
     }
 }
 

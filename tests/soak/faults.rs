@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
@@ -32,6 +32,8 @@ pub(crate) enum Fault {
     Cleaner,
     /// A consumer takes each report file as soon as it appears.
     FastConsumer,
+    /// All clients send as fast as they can.
+    Burst,
     /// A `recover` command runs next to the servers, and is killed.
     Recovery,
     Bombs,
@@ -39,7 +41,7 @@ pub(crate) enum Fault {
     SlowBodies,
 }
 
-pub(crate) const ALL: [Fault; 13] = [
+pub(crate) const ALL: [Fault; 14] = [
     Fault::Kill,
     Fault::Terminate,
     Fault::KillDuringShutdown,
@@ -49,6 +51,7 @@ pub(crate) const ALL: [Fault; 13] = [
     Fault::UnreadLog,
     Fault::Cleaner,
     Fault::FastConsumer,
+    Fault::Burst,
     Fault::Recovery,
     Fault::Bombs,
     Fault::Http2Flood,
@@ -71,8 +74,13 @@ pub(crate) struct Locks {
 
 /// Causes faults, one after the other, until they are stopped. `queue` contains the first faults.
 pub(crate) fn cause(soak: &Soak, mut queue: Vec<Fault>, mut random: Random) {
+    let without = std::env::var("SOAK_WITHOUT").unwrap_or_default();
+    let without: Vec<_> = without.split(',').collect();
     while soak.faults_run() {
         let fault = queue.pop().unwrap_or_else(|| ALL[random.below(ALL.len() as u64) as usize]);
+        if without.contains(&format!("{fault:?}").as_str()) {
+            continue;
+        }
         if run(soak, fault, &mut random) {
             soak.fault_counts[ALL.iter().position(|other| *other == fault).unwrap()].fetch_add(1, Ordering::Relaxed);
         }
@@ -110,12 +118,8 @@ fn run(soak: &Soak, fault: Fault, random: &mut Random) -> bool {
             unread.is_some()
         }
         Fault::Cleaner => clean(soak),
-        Fault::FastConsumer => {
-            soak.is_consumer_fast.store(true, Ordering::Release);
-            soak.pause(millis(random, 1000, 5000));
-            soak.is_consumer_fast.store(false, Ordering::Release);
-            true
-        }
+        Fault::FastConsumer => set_for(soak, &soak.is_consumer_fast, millis(random, 1000, 5000)),
+        Fault::Burst => set_for(soak, &soak.is_burst, millis(random, 1000, 4000)),
         Fault::Recovery => recover(soak, millis(random, 1, 300)),
         Fault::Bombs => attack(soak, random, bombs),
         Fault::Http2Flood => attack(soak, random, flood),
@@ -123,6 +127,13 @@ fn run(soak: &Soak, fault: Fault, random: &mut Random) -> bool {
     };
     soak.trace(|| format!("{fault:?} ends after {:?}", started.elapsed()));
     happened
+}
+
+fn set_for(soak: &Soak, flag: &AtomicBool, duration: Duration) -> bool {
+    flag.store(true, Ordering::Release);
+    soak.pause(duration);
+    flag.store(false, Ordering::Release);
+    true
 }
 
 /// A fault of the disk or of time. While it lasts, the server may refuse with `not-durable` what no client notices.

@@ -36,7 +36,14 @@ const SETTINGS: &[(&str, &str)] = &[
 /// The settings in which the two servers differ.
 const DIFFERENCES: [&[(&str, &str)]; 2] = [
     &[("ACK", "journal"), ("BATCH_BYTES", "256KiB"), ("BUFFER_BYTES", "2MiB"), ("DEBUG", "on")],
-    &[("ACK", "disk"), ("BATCH_BYTES", "128KiB"), ("BUFFER_BYTES", "1MiB")],
+    // The compression is slow and the buffer is small, so that batches spill in a burst.
+    &[
+        ("ACK", "disk"),
+        ("BATCH_BYTES", "128KiB"),
+        ("BUFFER_BYTES", "512KiB"),
+        ("ZSTD_LEVEL", "17"),
+        ("ZSTD_THREADS", "1"),
+    ],
 ];
 
 /// Maximum time of a start or a stop. Faults of the disk can delay both.
@@ -60,7 +67,7 @@ struct Log {
 }
 
 impl Log {
-    fn read(&self, from: ChildStderr, ledger: &Ledger) {
+    fn read(&self, from: ChildStderr, ledger: &Ledger, spilled: &AtomicU64) {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
             if line.contains("panicked") {
                 ledger.violation(format!("a server has panicked: {line}"));
@@ -68,6 +75,9 @@ impl Log {
             if line.contains("\"message\":\"listening\"") {
                 let line: serde_json::Value = serde_json::from_str(&line).unwrap();
                 *self.address.lock().unwrap() = Some(line["fields"]["address"].as_str().unwrap().parse().unwrap());
+            }
+            if line.contains("\"message\":\"spilled\"") {
+                spilled.fetch_add(1, Ordering::Relaxed);
             }
             let mut last = self.last.lock().unwrap();
             last.push_back(line);
@@ -106,13 +116,14 @@ pub(crate) struct Usage {
 
 impl Process {
     /// A process that has started, or the reason why it has not.
-    fn start(number: usize, data_dir: &Path, ledger: &Arc<Ledger>) -> Result<(Self, SocketAddr), String> {
-        let settings = [SETTINGS, DIFFERENCES[number]].concat();
-        let mut command = server_command(data_dir, &settings);
+    fn start(slot: &Slot) -> Result<(Self, SocketAddr), String> {
+        let settings = [SETTINGS, DIFFERENCES[slot.number]].concat();
+        let mut command = server_command(&slot.data_dir, &settings);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let (log, from, watched) = (Arc::new(Log::default()), child.stderr.take().unwrap(), Arc::clone(ledger));
+        let (log, from) = (Arc::new(Log::default()), child.stderr.take().unwrap());
+        let (ledger, spilled) = (Arc::clone(&slot.ledger), Arc::clone(&slot.spilled));
         let reader = Arc::clone(&log);
-        thread::spawn(move || reader.read(from, &watched));
+        thread::spawn(move || reader.read(from, &ledger, &spilled));
         let mut process = Self { child, log };
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -200,6 +211,8 @@ pub(crate) struct Slot {
     process: Mutex<Option<Process>>,
     pub(crate) starts: AtomicU64,
     pub(crate) failed_starts: AtomicU64,
+    /// Batches that spilled.
+    pub(crate) spilled: Arc<AtomicU64>,
 }
 
 impl Slot {
@@ -212,6 +225,7 @@ impl Slot {
             process: Mutex::default(),
             starts: AtomicU64::new(0),
             failed_starts: AtomicU64::new(0),
+            spilled: Arc::default(),
         }
     }
 
@@ -227,7 +241,7 @@ impl Slot {
     pub(crate) fn start(&self, process: &mut Option<Process>) {
         let deadline = Instant::now() + LIMIT;
         loop {
-            match Process::start(self.number, &self.data_dir, &self.ledger) {
+            match Process::start(self) {
                 Ok((started, address)) => {
                     let generation = self.starts.fetch_add(1, Ordering::Relaxed);
                     *self.target.lock().unwrap() = Some(Target { slot: self.number, address, generation });
