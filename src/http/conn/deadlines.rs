@@ -274,6 +274,7 @@ mod tests {
             max_body_bytes: 1,
             header_timeout: timeout,
             body_timeout: timeout,
+            commit_timeout: timeout,
             keep_alive_timeout: timeout,
         });
         deadlines.is_http2(streams);
