@@ -70,7 +70,7 @@ hostile:
 		-- --nocapture --include-ignored
 
 # A disk that hangs, and kinds of file systems. Requires root, a kernel with loop devices and FUSE, util-linux,
-# e2fsprogs, xfsprogs, btrfs-progs, bindfs and fuse2fs.
+# e2fsprogs, xfsprogs, btrfs-progs, bindfs, fuse2fs and rclone.
 disks:
 	PATH="$$PATH:/usr/sbin:/sbin" cargo test --release --no-fail-fast --test stalled_disk --test file_systems \
 		-- --nocapture --include-ignored

@@ -40,9 +40,10 @@
 //!   is no order between requests, not even between requests of one client.
 //! - Memory is limited: `BUFFER_BYTES` for batches; `INFLIGHT_BYTES` for bodies that arrive in pieces or compressed,
 //!   and as much again for arrays and objects with line breaks; one decoder per worker; one read buffer per connection
-//!   (with HTTP/2 a window of about that size); a fixed number of idempotency keys. In a burst, a sealed batch that is
-//!   completely in its journal releases its memory, within `SPILL_BYTES`, and is published from its journal. Beyond
-//!   that, requests wait for a moment and are then refused.
+//!   (with HTTP/2 a window of about that size); a number of HTTP/2 streams for the whole server; a fixed number of
+//!   idempotency keys. The number of connections is chosen so that the sum fits the memory. In a burst, a sealed batch
+//!   that is completely in its journal releases its memory, within `SPILL_BYTES`, and is published from its journal.
+//!   Beyond that, requests wait for a moment and are then refused.
 //!
 //! # What a 200 guarantees
 //!

@@ -65,6 +65,18 @@ fn make_passes_settings_on_to_the_server() {
 }
 
 #[test]
+fn the_memory_limits_of_all_deployments_are_equal() {
+    let limit = |file: &str, key: &str| {
+        let text = fs::read_to_string(repository().join("deploy").join(file)).unwrap();
+        let value = text.lines().filter_map(|line| line.trim().strip_prefix(key)).next_back().unwrap();
+        value.trim_end_matches(|c: char| !c.is_ascii_digit()).to_owned()
+    };
+    assert_eq!(limit("compose.yaml", "mem_limit: "), "512");
+    assert_eq!(limit("netwatch-server.service", "MemoryMax="), "512");
+    assert_eq!(limit("kubernetes.yaml", "memory: "), "512");
+}
+
+#[test]
 fn haproxy_starts_with_a_common_limit_of_open_files() {
     let config = fs::read_to_string(repository().join("deploy/haproxy.cfg")).unwrap();
     let maxconn = config.lines().find_map(|line| line.trim().strip_prefix("maxconn ")).unwrap();

@@ -116,6 +116,12 @@ fn reports_survive_a_crash_on_a_fuse_file_system_without_atomic_renames() {
     reports_survive_on(Kind::Fuse2fs);
 }
 
+#[test]
+#[ignore = "requires root and rclone"]
+fn reports_survive_a_crash_on_a_fuse_file_system_that_caches_writes() {
+    reports_survive_on(Kind::Rclone);
+}
+
 /// Starts a server that must fail, and returns its log.
 fn failed_start(data_dir: &std::path::Path) -> String {
     let output = server_command(data_dir, &SETTINGS).env("LOG_FORMAT", "text").output().unwrap();
@@ -144,4 +150,13 @@ fn a_start_on_a_file_system_that_is_too_small_for_the_journals_fails_and_names_t
     let data_dir = file_system.path.join("reports");
     let log = failed_start(&data_dir);
     assert!(log.contains(data_dir.to_str().unwrap()) && log.contains("No space left on device"), "{log}");
+}
+
+#[test]
+#[ignore = "requires root and rclone"]
+fn a_start_on_a_file_system_that_cannot_preallocate_or_write_at_an_offset_fails_and_names_the_file() {
+    let file_system = FileSystem::mount(Kind::RcloneWithoutCache, 0);
+    let data_dir = file_system.path.join("reports");
+    let log = failed_start(&data_dir);
+    assert!(log.contains("can't allocate") && log.contains(data_dir.to_str().unwrap()), "{log}");
 }

@@ -360,6 +360,23 @@ fn an_endless_header_closes_the_connection_and_a_long_one_is_answered_431() {
 }
 
 #[test]
+fn many_header_fields_are_answered_431_and_the_connection_stays_usable() {
+    let server = Server::start(&[]);
+    let mut client = Raw::connect(&server, &[]);
+    let fields = |count: usize| [post_headers(), b"\x00\x01a\x01b".repeat(count)].concat();
+    client.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields(101)));
+    let refused = client.wait_for("answer", |frame| frame.kind == HEADERS);
+    client.send(&frame(HEADERS, END_HEADERS, 3, &fields(100)));
+    client.send(&frame(DATA, END_STREAM, 3, b"{}"));
+    let answer = client.wait_for("answer", |frame| frame.kind == HEADERS);
+    assert_eq!((refused.stream, refused.flags & END_STREAM), (1, END_STREAM));
+    assert_eq!((answer.stream, answer.flags & END_STREAM), (3, 0));
+    // The index of `:status 200` in the HPACK table. 431 is not in the table.
+    assert!(answer.payload[0] == 0x88 && refused.payload[0] != 0x88, "{refused:?} {answer:?}");
+    assert_eq!(server.stop(), ["{}"]);
+}
+
+#[test]
 fn a_flood_of_pings_and_settings_does_not_affect_other_clients() {
     let server = Server::start(&[]);
     let flood = [frame(PING, 0, 0, &[7; 8]), frame(SETTINGS, 0, 0, &[])].concat().repeat(1000);

@@ -20,7 +20,7 @@ use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
 
-use super::sync::{AtomicBool, AtomicUsize, Notify, Ordering};
+use super::sync::{AtomicBool, AtomicUsize, Notified, Notify, Ordering};
 
 /// A batch whose reports become durable in groups.
 pub(super) trait GroupCommit: Sized {
@@ -85,8 +85,7 @@ impl Progress {
     }
 
     /// Resolves when leadership is released, or with [`wake_waiters`](Self::wake_waiters). Call `enable` on it first.
-    #[cfg(not(netwatch_loom))]
-    pub(super) fn woken(&self) -> tokio::sync::futures::Notified<'_> {
+    pub(super) fn woken(&self) -> Notified<'_> {
         self.released.notified()
     }
 

@@ -9,9 +9,11 @@ pub(super) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 #[cfg(not(netwatch_loom))]
 pub(super) use tokio::sync::Notify;
+#[cfg(not(netwatch_loom))]
+pub(super) use tokio::sync::futures::Notified;
 
 #[cfg(netwatch_loom)]
-pub(super) use self::notify::Notify;
+pub(super) use self::notify::{Notified, Notify};
 
 /// A stand-in for `tokio::sync::Notify`, which does not run under loom. It guarantees less: a waiter registers when it
 /// is enabled or polled, not when it is created.

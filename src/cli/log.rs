@@ -24,6 +24,8 @@ pub(super) fn init(config: &Config, metrics: &Metrics) -> WorkerGuard {
     let level = if config.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
     // Warnings only from libraries: at lower levels they log every HTTP/2 frame, and could log a key in a URL.
     let targets = Targets::new().with_target(env!("CARGO_CRATE_NAME"), level).with_default(LevelFilter::WARN);
+    // h2 warns about hostile clients, who could fill the log.
+    let targets = targets.with_target("h2", LevelFilter::ERROR);
     let lost = Arc::new(OnceLock::new());
     let stderr = Stderr { format: config.log_format, lost: Arc::clone(&lost), reported: 0 };
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE_LINES);

@@ -31,6 +31,10 @@ pub(crate) enum Kind {
     Bindfs,
     /// FUSE: an ext4 image.
     Fuse2fs,
+    /// FUSE: a directory as a cloud storage with a cache for writes.
+    Rclone,
+    /// The same without the cache. Files can only be written from their beginning to their end.
+    RcloneWithoutCache,
 }
 
 /// A mounted file system. It is thawed and unmounted when it is dropped, and also if the test process is killed.
@@ -92,6 +96,13 @@ impl FileSystem {
                 let source = in_dir_of(&mounted, "source");
                 fs::create_dir(&source).unwrap();
                 run("bindfs", &[&source, &path]);
+            }
+            Kind::Rclone | Kind::RcloneWithoutCache => {
+                let [source, cache] = ["source", "cache"].map(|name| in_dir_of(&mounted, name));
+                fs::create_dir(&source).unwrap();
+                let mode = if kind == Kind::Rclone { "writes" } else { "off" };
+                let options = ["--daemon", "--config", "/dev/null", "--cache-dir", &cache, "--vfs-cache-mode", mode];
+                run("rclone", &[&["mount", &format!(":local:{source}"), &path], &options[..]].concat());
             }
             Kind::Fuse2fs => {
                 run("mkfs.ext4", &["-q", "-m", "0", &image]);

@@ -224,7 +224,8 @@ impl Soak {
             None => "in a fault".to_owned(),
         });
         format!(
-            "{} acknowledged, {} refused, {} unknown, {} stored; starts {} + {}, failed {} + {}; spilled {} + {}; {}; servers: {}; {}",
+            "{} acknowledged, {} refused, {} unknown, {} stored; starts {} + {}, failed {} + {}; spilled {} + {}; {}; \
+             servers: {}; {}",
             count(acknowledged),
             count(refused),
             count(unknown),
@@ -244,6 +245,18 @@ impl Soak {
     /// What each server uses. Both must run.
     fn usage(&self) -> [Usage; 2] {
         self.slots.each_ref().map(|slot| slot.usage().expect("the server runs"))
+    }
+
+    /// What each server uses when it has noticed that its clients are gone.
+    fn settled_usage(&self) -> [Usage; 2] {
+        let mut last = self.usage();
+        common::wait_until("the servers have closed all connections", || {
+            thread::sleep(Duration::from_millis(300)); // time for a change
+            let now = self.usage();
+            let is_settled = last.iter().zip(&now).all(|(last, now)| now.descriptors >= last.descriptors);
+            last = now;
+            is_settled.then_some(now)
+        })
     }
 
     /// Waits until the servers use no more than at the beginning.
@@ -288,7 +301,7 @@ impl Soak {
             };
             let clients: Vec<_> = (0..CLIENTS).map(client).collect();
             self.watch(calm);
-            let before = self.without_clients(|| self.usage());
+            let before = self.without_clients(|| self.settled_usage());
 
             let lane = |number| {
                 let queue = if number == 0 { faults::shuffled(&mut random) } else { Vec::new() };

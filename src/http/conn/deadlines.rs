@@ -268,6 +268,51 @@ impl Deadlines {
 mod tests {
     use super::*;
 
+    fn http2(streams: u32) -> Deadlines {
+        let timeout = Duration::from_secs(60);
+        let deadlines = Deadlines::new(Limits {
+            max_body_bytes: 1,
+            header_timeout: timeout,
+            body_timeout: timeout,
+            commit_timeout: timeout,
+            keep_alive_timeout: timeout,
+        });
+        deadlines.is_http2(streams);
+        deadlines
+    }
+
+    #[test]
+    fn requests_beyond_the_streams_get_no_permit_once_some_are_unfinished() {
+        let deadlines = http2(3);
+        deadlines.answer_held();
+        let permitted = (0..20).filter(|_| deadlines.stream_opened()).count();
+        assert_eq!(permitted as u32, 3 + UNFINISHED_REQUESTS - 1);
+        deadlines.answer_released();
+        (0..19).for_each(|_| deadlines.stream_answered());
+        assert!(deadlines.stream_opened());
+    }
+
+    #[test]
+    fn the_first_unsent_answer_sets_a_deadline_that_others_and_open_requests_do_not_move() {
+        let deadlines = http2(3);
+        deadlines.stream_opened();
+        assert_eq!(deadlines.deadline(), None);
+        deadlines.answer_held();
+        let first = deadlines.deadline().unwrap();
+        while deadlines.opened.elapsed() < Duration::from_millis(5) {
+            std::hint::spin_loop();
+        }
+        deadlines.answer_held();
+        deadlines.stream_opened();
+        deadlines.stream_answered();
+        deadlines.answer_released();
+        assert_eq!(deadlines.deadline(), Some(first));
+        deadlines.answer_released();
+        assert_eq!(deadlines.deadline(), None);
+        deadlines.answer_held();
+        assert!(deadlines.deadline().unwrap() > first);
+    }
+
     #[test]
     fn every_phase_survives_a_round_trip_through_its_number() {
         for phase in PHASES {

@@ -23,7 +23,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Request, Response, Version};
+use hyper::{Request, Response, StatusCode, Version};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -38,6 +38,9 @@ use self::timed_stream::TimedStream;
 use super::app::App;
 use super::refusals::TOO_MANY_CONNECTIONS;
 use crate::metrics::Ended;
+
+/// Maximum number of header fields. hyper has the same limit for HTTP/1, and none for HTTP/2.
+const MAX_HEADER_FIELDS: usize = 100;
 
 /// Answers requests.
 pub(super) trait Handler: 'static {
@@ -88,6 +91,13 @@ async fn serve_until_end<H: Handler>(app: Arc<App>, mut stream: TcpStream, peer:
     drive::<H>(&connection, stream).await
 }
 
+/// The answer that hyper gives to a long header.
+fn too_many_header_fields() -> Response<Full<Bytes>> {
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    response
+}
+
 /// Polls hyper's state machine, and enforces deadlines and the drain.
 async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> Result<(), End> {
     let Connection { app, deadlines, .. } = &**connection;
@@ -95,8 +105,13 @@ async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> R
     let service = service_fn(move |request: Request<Incoming>| {
         let version = request.version();
         let guard = RequestGuard::new(&requests, version);
+        // Drops a large table of headers now: the answer may have to wait for its turn.
+        let request = Some(request).filter(|request| request.headers().len() <= MAX_HEADER_FIELDS);
         async move {
-            let mut response = H::answer(RequestContext::new(&guard), request).await;
+            let mut response = match request {
+                Some(request) => H::answer(RequestContext::new(&guard), request).await,
+                None => too_many_header_fields(),
+            };
             if guard.connection.app.drain.is_announced() && version != Version::HTTP_2 {
                 // The client, or its load balancer, reconnects, perhaps to another server. So no connection is left
                 // that would have to be closed while a request arrives.
