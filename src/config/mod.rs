@@ -27,6 +27,7 @@ pub use self::origins::Origins;
 pub use self::rate::Rate;
 pub use self::settings::{CONFIG_FILE, DEFAULT_FILE, GROUPS, Group, Setting, help, settings};
 pub use self::stamps::{Stamp, StampSource, Stamps};
+pub use self::values::{parse_age, parse_size};
 pub use self::write_keys::{KeyFileError, WriteKey, WriteKeys};
 
 /// All settings, checked. Each field is the setting of the same name in lower case; [`GROUPS`] documents it.
@@ -55,6 +56,12 @@ pub struct Config {
     pub spill_bytes: usize,
     #[serde(deserialize_with = "values::size_or_off")]
     pub min_free_bytes: usize,
+    #[serde(deserialize_with = "values::age_or_off")]
+    pub retention_max_age: Option<Duration>,
+    #[serde(deserialize_with = "values::size_or_off")]
+    pub retention_max_bytes: usize,
+    #[serde(deserialize_with = "values::switch")]
+    pub retention_on_full: bool,
     #[serde(deserialize_with = "values::level")]
     pub zstd_level: i32,
     #[serde(deserialize_with = "values::auto_count")]
@@ -289,6 +296,12 @@ impl Config {
                 "WRITE_KEYS",
                 self.key_rate_limit.is_none() || !self.write_keys.is_empty() || self.write_keys_file.is_some(),
                 "off while WRITE_KEYS and WRITE_KEYS_FILE are none".to_owned(),
+            ),
+            (
+                "RETENTION_ON_FULL",
+                "MIN_FREE_BYTES",
+                !self.retention_on_full || self.min_free_bytes > 0,
+                "off while MIN_FREE_BYTES is off".to_owned(),
             ),
             (
                 "PROXY_PROTOCOL",

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::fs::Access;
 
 use super::batch_id::{BatchId, random_id};
+use super::catalog::Catalog;
 use super::disk::Disk;
 use super::disk_error::Describe;
 use super::health::Health;
@@ -21,6 +22,7 @@ use super::temp_file::{self, TMP_DIR, TempFile};
 pub struct Store {
     pub(super) path: PathBuf,
     pub(super) disk: Disk,
+    pub(super) catalog: Catalog,
     /// Handles of staged files that could neither be completed nor removed. Their locks keep recovery away from these
     /// files until the batch is staged again.
     incomplete: Mutex<HashMap<BatchId, File>>,
@@ -39,11 +41,28 @@ impl Store {
     pub(crate) fn open_on(disk: Disk, path: &Path) -> io::Result<Self> {
         disk.create_dir_all(path)?;
         disk.open_root(path)?;
-        let store = Self { path: path.to_owned(), disk, incomplete: Mutex::default() };
+        let store = Self::on(disk, path);
         store.disk.create_dir_if_missing(&store.tmp_dir())?;
         store.probe()?;
         store.sync()?;
         Ok(store)
+    }
+
+    /// Opens an existing data directory. Creates nothing in it.
+    ///
+    /// # Errors
+    /// If there is no such directory.
+    pub fn open_existing(path: &Path) -> io::Result<Self> {
+        Self::open_existing_on(Disk::default(), path)
+    }
+
+    pub(crate) fn open_existing_on(disk: Disk, path: &Path) -> io::Result<Self> {
+        disk.open_root(path)?;
+        Ok(Self::on(disk, path))
+    }
+
+    fn on(disk: Disk, path: &Path) -> Self {
+        Self { path: path.to_owned(), disk, catalog: Catalog::default(), incomplete: Mutex::default() }
     }
 
     /// Tries the file operations that journals and report files need.
@@ -116,6 +135,12 @@ impl Store {
     #[must_use]
     pub fn health(&self) -> &Health {
         &self.disk.health
+    }
+
+    /// The list of report files.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     pub(super) fn incomplete(&self) -> MutexGuard<'_, HashMap<BatchId, File>> {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::batch_id::BatchId;
+use super::catalog::CompactFile;
 use super::data_dir::Store;
 use super::disk_error::{Describe, is_unreadable};
 use super::orphan::is_same_file;
@@ -103,8 +104,21 @@ impl Store {
                 Err(_) | Ok(()) => {}
             }
             staged.is_renamed = true;
+            self.add_to_catalog(staged);
         }
         self.sync()
+    }
+
+    fn add_to_catalog(&self, published: &Staged) {
+        let modified = published.locked.metadata().and_then(|metadata| metadata.modified());
+        let file = CompactFile::new(published.bytes, modified.unwrap_or_else(|_| SystemTime::now()));
+        self.catalog.add_published(published.id, file);
+        // Checked afterwards: a consumer may have taken the file before it was added. Or the file is another server's.
+        match self.inspect(&self.path.join(published.id.report_file())) {
+            Ok(None) => self.catalog.remove(published.id),
+            Ok(Some(found)) if found != file => self.catalog.add(published.id, found),
+            Ok(Some(_)) | Err(_) => {}
+        }
     }
 
     /// Publishes a staged file whose name is taken. Where file locks do not work, another server may have recovered the
@@ -135,6 +149,7 @@ impl Store {
             let modified = modified.describe("inspect", &staged.path)?;
             let rest = self.stage(id, &missing, modified, compression)?;
             self.disk.rename_noreplace(&rest.path, &self.path.join(id.report_file()))?;
+            self.add_to_catalog(&rest);
         }
         self.disk.remove(&staged.path)
     }
