@@ -48,8 +48,8 @@ fn flush(criterion: &mut Criterion) {
         bencher.iter(|| {
             let now = SystemTime::now();
             let compression = Compression { level: 1, threads: 2 };
-            let staged = store.stage(BatchId::new(now), &[&lines], now, compression)?;
-            store.publish(&staged, compression)
+            let mut staged = store.stage(BatchId::new(now), &[&lines], now, compression)?;
+            store.publish(&mut staged, compression)
         });
     });
     group.finish();
