@@ -6,7 +6,7 @@ SERVER = $(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server
 # Not HOST: make would override the environment variable HOST, which is a setting of the server.
 RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: run build check fmt clippy deny test test-all crash faults balancers browser contract interop loom asan tsan miri \
+.PHONY: run build check fmt clippy deny test test-all crash faults disks balancers browser contract interop loom asan tsan miri \
 	doc bench loadtest docker
 
 run: ## Build, and serve on port 8080 with files in ./data/reports
@@ -58,6 +58,10 @@ interop: build
 # System calls fail, or the server is killed at them. Requires strace.
 faults:
 	cargo test --test syscalls -- --ignored
+
+# Retention on a small disk that is full, and with a million files in memory. Requires root, to mount the disk.
+disks:
+	cargo test --test retention -- --ignored --test-threads 1
 
 # Two collectors behind HAProxy and nginx, with the configurations of deploy/. Requires both. BALANCER_ROUNDS is the
 # number of restarts.

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A batch is in exactly one of three durable states, and moves through them in order: journal, staged file, report
-//! file. Each step removes the state before it. So a batch is published exactly once, even if a consumer removes the
-//! report file at once and the process crashes at any point.
+//! file. Each step removes the state before it. So a batch is published exactly once, even if a consumer or retention
+//! removes the report file at once and the process crashes at any point.
 
 mod batch_id;
 mod catalog;
