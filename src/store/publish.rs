@@ -222,6 +222,24 @@ mod tests {
     }
 
     #[test]
+    fn a_published_file_is_in_the_catalog_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let modified = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
+        let id = BatchId::new(modified);
+        let mut staged = store.stage(id, &[b"{}\n"], modified, COMPRESSION).unwrap();
+        assert_eq!(store.catalog().totals().files, 0, "staged, not published");
+        store.publish(&mut staged, COMPRESSION).unwrap();
+        let files: Vec<_> =
+            store.catalog().files(None, None).map(|file| (file.id, file.bytes, file.modified)).collect();
+        assert_eq!(files, [(id, staged.bytes, modified)]);
+        // A consumer may take it before the server adds it.
+        fs::remove_file(dir.path().join(id.report_file())).unwrap();
+        store.add_to_catalog(&staged);
+        assert_eq!(store.catalog().totals().files, 0);
+    }
+
+    #[test]
     fn lines_that_another_server_has_published_are_not_published_again() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
