@@ -300,6 +300,43 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_costs_the_oldest_files_only_if_that_is_allowed_and_waits_for_space_that_is_not_freed() {
+        for prune_on_full in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let store = Arc::new(Store::open(root.path()).unwrap());
+            let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 3 };
+            let maintenance = Maintenance {
+                buffer: Arc::new(Buffer::new(layout, Ack::Memory, None, 0)),
+                store: Arc::clone(&store),
+                // No disk has so much free space.
+                min_free_bytes: u64::MAX,
+                retention: Retention::default(),
+                prune_on_full,
+                compression: Compression { level: 1, threads: 1 },
+            };
+            let file = |n| root.path().join(format!("reports-20261122T150512.123456789Z-{n:08x}.jsonl.zst"));
+            (0..3).for_each(|n| fs::write(file(n), "x").unwrap());
+            let (mut watch, mut unfreed_since) = (Watch::default(), None);
+            let check = |unfreed_since: &mut Option<Instant>| {
+                maintenance.check_disk(unfreed_since);
+                assert!(maintenance.buffer.is_disk_full());
+                (0..5).filter(|n| file(*n).exists()).collect::<Vec<_>>()
+            };
+            assert_eq!(check(&mut unfreed_since), [0, 1, 2], "the catalog is not loaded");
+            maintenance.update_catalog(&mut watch).unwrap();
+            let left = check(&mut unfreed_since);
+            assert_eq!(left, if prune_on_full { vec![2] } else { vec![0, 1, 2] });
+            (3..5).for_each(|n| fs::write(file(n), "x").unwrap());
+            maintenance.update_catalog(&mut watch).unwrap();
+            let left = check(&mut unfreed_since);
+            assert_eq!(left, if prune_on_full { vec![2, 3, 4] } else { vec![0, 1, 2, 3, 4] }, "too early");
+            unfreed_since = None;
+            let left = check(&mut unfreed_since);
+            assert_eq!(left, if prune_on_full { vec![4] } else { vec![0, 1, 2, 3, 4] });
+        }
+    }
+
+    #[test]
     fn a_panic_during_the_creation_of_a_journal_does_not_end_the_thread() {
         let root = tempfile::tempdir().unwrap();
         let maintenance = maintenance(root.path());

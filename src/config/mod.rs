@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn retention_is_off_by_default_and_takes_days_weeks_and_sizes() {
-        let config = |values| config(values).map_err(|Errors(errors)| errors[0].to_string());
+        let config = |values: &[_]| config(values).map_err(|Errors(errors)| errors[0].to_string());
         let default = config(&[]).unwrap();
         assert_eq!(
             (default.retention_max_age, default.retention_max_bytes, default.retention_on_full),

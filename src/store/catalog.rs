@@ -320,6 +320,20 @@ mod tests {
     }
 
     #[test]
+    fn a_published_file_wakes_the_thread_that_prunes_and_other_changes_do_not() {
+        const LIMIT: Duration = Duration::from_secs(60);
+        let (catalog, parker) = (Catalog::default(), crossbeam_utils::sync::Parker::new());
+        catalog.set_pruner(parker.unparker().clone());
+        catalog.add(BatchId::new(time(1)), file(1, 1));
+        let started = std::time::Instant::now();
+        parker.park_timeout(Duration::from_millis(1));
+        assert!(started.elapsed() >= Duration::from_millis(1), "not woken");
+        catalog.add_published(BatchId::new(time(2)), file(1, 1));
+        parker.park_timeout(LIMIT);
+        assert!(started.elapsed() < LIMIT, "woken");
+    }
+
+    #[test]
     fn changes_during_a_scan_are_newer_than_the_scan() {
         let catalog = Catalog::default();
         let [kept, gone, pruned, published, found] = [1, 2, 3, 4, 5].map(|second| BatchId::new(time(second)));
