@@ -69,11 +69,12 @@ hostile:
 	cargo test --release --test hostile --test http2 --test limits --test resets --test unread_log --test many_files \
 		-- --nocapture --include-ignored
 
-# A disk that hangs, and kinds of file systems. Requires root, a kernel with loop devices and FUSE, util-linux,
+# A disk that hangs, kinds of file systems, and retention on a full disk and with a million files. Requires root, a kernel with loop devices and FUSE, util-linux,
 # e2fsprogs, xfsprogs, btrfs-progs, bindfs, fuse2fs and rclone.
 disks:
 	PATH="$$PATH:/usr/sbin:/sbin" cargo test --release --no-fail-fast --test stalled_disk --test file_systems \
 		-- --nocapture --include-ignored
+	cargo test --release --test retention -- --ignored --test-threads 1
 
 # Two servers on one disk under load, with random faults: 30 minutes, or SOAK_SECONDS. SOAK_SEED repeats the faults of a
 # run, and SOAK_TRACE=1 prints them. Requires root, a kernel with loop devices, util-linux and e2fsprogs.

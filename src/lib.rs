@@ -20,7 +20,8 @@
 //!    dropped, which returns its memory.
 //!
 //! [`maintenance`] runs beside this path: it creates journals ahead of time, spills batches, watches the disk, and
-//! recovers the journals of dead servers.
+//! recovers the journals of dead servers. It also keeps the [catalog](store::Catalog) of report files up to date and
+//! removes the oldest files, if the configuration limits them.
 //!
 //! ```text
 //!   cli ──► server ──► http ──► buffer ──► store        imports point one way
@@ -34,7 +35,8 @@
 //!   cannot be written, the batch is retried until the process ends.
 //! - A refused request leaves nothing behind, with one exception: a request that is refused with `not-durable` may
 //!   still be stored later.
-//! - A report file gets its name when it is complete and synced. It is never changed or replaced afterwards.
+//! - A report file gets its name when it is complete and synced. It is never changed or replaced afterwards. Retention may
+//!   remove it, unless it is the newest.
 //! - A batch is published once, even if its report file is removed at once and the process crashes at any point.
 //! - The reports of one request are stored together and in order, or not at all: one request is one reservation. There
 //!   is no order between requests, not even between requests of one client.

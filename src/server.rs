@@ -17,7 +17,7 @@ use crate::flush::Flusher;
 use crate::http::{self, App};
 use crate::listen::raise_file_limit;
 use crate::maintenance::Maintenance;
-use crate::store::{Compression, Store};
+use crate::store::{Compression, Retention, Store};
 
 /// Pause after a failed accept. Without file descriptors or memory, the next accept would fail as well.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -71,6 +71,8 @@ pub async fn run(
         store: Arc::clone(&store),
         min_free_bytes: config.min_free_bytes as u64,
         compression,
+        retention: Retention::from(&config),
+        prune_on_full: config.retention_on_full,
     };
     let maintenance_thread = maintenance.spawn()?;
     let flusher = Flusher::new(Arc::clone(&buffer), Arc::clone(&store), compression, config.flush_interval).spawn()?;

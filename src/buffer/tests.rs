@@ -156,8 +156,14 @@ async fn a_batch_that_a_late_request_spills_after_the_close_is_published_before_
     }
     let compression = crate::store::Compression { level: 1, threads: 1 };
     let mut flusher = crate::flush::Flusher::new(Arc::clone(&buffer), Arc::clone(&store), compression, Duration::ZERO);
-    let maintenance =
-        crate::maintenance::Maintenance { buffer: Arc::clone(&buffer), store, min_free_bytes: 0, compression };
+    let maintenance = crate::maintenance::Maintenance {
+        buffer: Arc::clone(&buffer),
+        store,
+        min_free_bytes: 0,
+        retention: crate::store::Retention::default(),
+        prune_on_full: false,
+        compression,
+    };
 
     // The late request finds this batch full and no free memory. Then the buffer is closed.
     let full = buffer.active.load_full();

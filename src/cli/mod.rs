@@ -2,6 +2,7 @@
 
 mod healthcheck;
 mod log;
+mod prune;
 mod recover;
 mod serve;
 mod verify;
@@ -9,10 +10,12 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
 use crate::config;
+use crate::store::Retention;
 
 /// Collects JSON reports over HTTP and stores them as zstd-compressed JSONL files. Without a command, it serves.
 #[derive(Debug, Parser)]
@@ -26,6 +29,21 @@ struct Cli {
 enum Command {
     /// Ask the server with the same settings on this machine whether it is alive. Exit code 0 if it is, else 1.
     Healthcheck,
+    /// Delete the report files that exceed a limit, oldest first, without serving. The newest file is never deleted.
+    Prune {
+        /// Only print what would be deleted
+        #[arg(long)]
+        dry_run: bool,
+        /// Delete files whose last report is this old, such as 30d [default: RETENTION_MAX_AGE]
+        #[arg(long, value_name = "AGE", value_parser = config::parse_age)]
+        max_age: Option<Duration>,
+        /// Delete the oldest files until all together have this size, such as 20GiB [default: RETENTION_MAX_BYTES]
+        #[arg(long, value_name = "SIZE", value_parser = config::parse_size)]
+        max_bytes: Option<u64>,
+        /// The data directory [default: DATA_DIR]
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
     /// Turn the journals of a dead server into report files, without serving. Exit code 1 if one cannot be recovered.
     Recover {
         /// The data directory [default: DATA_DIR]
@@ -50,6 +68,9 @@ pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         None => serve::run(),
         Some(Command::Healthcheck) => healthcheck::run(),
+        Some(Command::Prune { dry_run, max_age, max_bytes, dir }) => {
+            prune::run(dry_run, Retention { max_age, max_bytes }, dir)
+        }
         Some(Command::Recover { dir }) => recover::run(dir),
         Some(Command::Verify { dir }) => verify::run(dir),
     };

@@ -67,7 +67,7 @@ impl AdminToken {
         let text = std::fs::read_to_string(path)?;
         let lines = text.lines().enumerate().map(|(n, line)| (n + 1, line.trim()));
         let (n, line) =
-            lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')).next().ok_or(KeyFileError::Empty)?;
+            lines.find(|(_, line)| !line.is_empty() && !line.starts_with('#')).ok_or(KeyFileError::Empty)?;
         self.set(key(line).ok_or(KeyFileError::InvalidKey(n))?);
         Ok(())
     }

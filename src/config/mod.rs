@@ -29,6 +29,7 @@ pub use self::origins::Origins;
 pub use self::rate::Rate;
 pub use self::settings::{CONFIG_FILE, DEFAULT_FILE, GROUPS, Group, Setting, help, settings};
 pub use self::stamps::{Stamp, StampSource, Stamps};
+pub use self::values::{parse_age, parse_size};
 pub use self::write_keys::{KeyFileError, WriteKey, WriteKeys};
 
 /// All settings, checked. Each field is the setting of the same name in lower case; [`GROUPS`] documents it.
@@ -57,6 +58,12 @@ pub struct Config {
     pub spill_bytes: usize,
     #[serde(deserialize_with = "values::size_or_off")]
     pub min_free_bytes: usize,
+    #[serde(deserialize_with = "values::age_or_off")]
+    pub retention_max_age: Option<Duration>,
+    #[serde(deserialize_with = "values::size_or_off")]
+    pub retention_max_bytes: usize,
+    #[serde(deserialize_with = "values::switch")]
+    pub retention_on_full: bool,
     #[serde(deserialize_with = "values::level")]
     pub zstd_level: i32,
     #[serde(deserialize_with = "values::auto_count")]
@@ -345,6 +352,12 @@ impl Config {
                 "set together with METRICS_USERNAME".to_owned(),
             ),
             (
+                "RETENTION_ON_FULL",
+                "MIN_FREE_BYTES",
+                !self.retention_on_full || self.min_free_bytes > 0,
+                "off while MIN_FREE_BYTES is off".to_owned(),
+            ),
+            (
                 "PROXY_PROTOCOL",
                 "TRUSTED_PROXIES",
                 !self.proxy_protocol || !self.trusted_proxies.is_empty(),
@@ -414,7 +427,7 @@ mod tests {
     #[test]
     fn every_switch_accepts_every_spelling() {
         let networks = ("TRUSTED_PROXIES", "10.0.0.0/8");
-        for name in ["REUSE_PORT", "DEBUG", "PROXY_PROTOCOL"] {
+        for name in ["REUSE_PORT", "DEBUG", "PROXY_PROTOCOL", "RETENTION_ON_FULL"] {
             for (spellings, expected) in [
                 (["on", "ON", "true", "True", "yes", "1", "t"], true),
                 (["off", "Off", "false", "FALSE", "no", "0", "F"], false),
@@ -424,6 +437,7 @@ mod tests {
                     let value = match name {
                         "REUSE_PORT" => config.reuse_port,
                         "DEBUG" => config.debug,
+                        "RETENTION_ON_FULL" => config.retention_on_full,
                         _ => config.proxy_protocol,
                     };
                     assert_eq!(value, expected, "{name}={spelling}");
@@ -446,6 +460,32 @@ mod tests {
         }
         let config = config(&[("ACK", "DISK"), ("LOG_FORMAT", "Json"), ("FORWARDED_HEADER", "Forwarded")]).unwrap();
         assert_eq!((config.ack, config.log_format), (Ack::Disk, LogFormat::Json));
+    }
+
+    #[test]
+    fn retention_is_off_by_default_and_takes_days_weeks_and_sizes() {
+        let config = |values: &[_]| config(values).map_err(|Errors(errors)| errors[0].to_string());
+        let default = config(&[]).unwrap();
+        assert_eq!(
+            (default.retention_max_age, default.retention_max_bytes, default.retention_on_full),
+            (None, 0, false)
+        );
+        let day = Duration::from_secs(24 * 60 * 60);
+        for (text, age) in [("30d", 30 * day), ("8w", 56 * day), ("1d 12h", day * 3 / 2), ("36500d", 36_500 * day)] {
+            assert_eq!(config(&[("RETENTION_MAX_AGE", text)]).unwrap().retention_max_age, Some(age), "{text}");
+        }
+        for off in ["off", "0d", "0s"] {
+            assert_eq!(config(&[("RETENTION_MAX_AGE", off)]).unwrap().retention_max_age, None, "{off}");
+        }
+        for wrong in ["30", "-1d", "1y", "1 month", "40000d", "d"] {
+            let error = config(&[("RETENTION_MAX_AGE", wrong)]).unwrap_err();
+            assert!(error.starts_with("RETENTION_MAX_AGE is ") && error.contains("such as 12h, 30d or 8w"), "{error}");
+        }
+        assert_eq!(config(&[("RETENTION_MAX_BYTES", "2TiB")]).unwrap().retention_max_bytes, 2 << 40);
+        assert_eq!(config(&[("FLUSH_INTERVAL", "1d")]).unwrap().flush_interval, day);
+        assert!(config(&[("FLUSH_INTERVAL", "367d")]).is_err());
+        let error = config(&[("RETENTION_ON_FULL", "on"), ("MIN_FREE_BYTES", "off")]).unwrap_err();
+        assert!(error.ends_with("must be off while MIN_FREE_BYTES is off"), "{error}");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::values::{
-    AUTO_CONNECTIONS, AUTO_COUNT, AUTO_THREADS, COUNT_OR_OFF, DELAY, DURATION, DURATION_OR_OFF, LEVEL, RATE_OR_OFF,
-    SIZE, SIZE_OR_OFF, SWITCH, is_none,
+    AGE_OR_OFF, AUTO_CONNECTIONS, AUTO_COUNT, AUTO_THREADS, COUNT_OR_OFF, DELAY, DURATION, DURATION_OR_OFF, LEVEL,
+    RATE_OR_OFF, SIZE, SIZE_OR_OFF, SWITCH, is_none,
 };
 
 /// The variable that names the configuration file.
@@ -217,6 +217,25 @@ pub const GROUPS: &[Group] = &[
                 "64MiB",
                 SIZE_OR_OFF,
                 "With less free disk space, the server refuses new reports. It still flushes the reports that it holds.",
+            ),
+            setting(
+                "RETENTION_MAX_AGE",
+                "off",
+                AGE_OR_OFF,
+                "Report files are deleted when their last report is this old. The newest file is never deleted.",
+            ),
+            setting(
+                "RETENTION_MAX_BYTES",
+                "off",
+                SIZE_OR_OFF,
+                "Maximum size of all report files together. Beyond it, the oldest files are deleted.",
+            ),
+            setting(
+                "RETENTION_ON_FULL",
+                "off",
+                SWITCH,
+                "With less than MIN_FREE_BYTES of free disk space, delete the oldest report files instead of refusing \
+                 new reports.",
             ),
             setting("ZSTD_LEVEL", "1", LEVEL, "Compression level of report files."),
             setting(

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use jiff::SpanRelativeTo;
 use serde::de::value::StrDeserializer;
 use serde::de::{Error as _, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
@@ -14,6 +15,8 @@ use serde::{Deserialize, Deserializer};
 pub(super) const SIZE: &str = "a size such as 64KiB or 10MiB";
 pub(super) const SIZE_OR_OFF: &str = "a size such as 64KiB or 10MiB, or off";
 pub(super) const DURATION: &str = "a duration such as 500ms, 60s or 5m, more than zero and up to a year";
+pub(super) const AGE: &str = "a duration such as 12h, 30d or 8w, up to 100 years";
+pub(super) const AGE_OR_OFF: &str = "a duration such as 12h, 30d or 8w, up to 100 years, or off";
 pub(super) const DURATION_OR_OFF: &str = "a duration such as 60s or 5m, up to a year, or off";
 pub(super) const DELAY: &str = "a duration such as 500ms, 60s or 5m, from 0s up to a year";
 pub(super) const SWITCH: &str = "on or off";
@@ -26,6 +29,7 @@ pub(super) const RATE_OR_OFF: &str = "a rate such as 10/s, 600/m or 10/s,burst=1
 pub(super) const LEVEL: &str = "a zstd level from 1 to 22";
 
 const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+const CENTURY: Duration = YEAR.saturating_mul(100);
 
 /// Whether the value turns a limit off or stands for an empty list.
 pub(super) fn is_none(text: &str) -> bool {
@@ -33,20 +37,28 @@ pub(super) fn is_none(text: &str) -> bool {
 }
 
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    parse_size(&String::deserialize(deserializer)?)
+    parse_usize(&String::deserialize(deserializer)?)
 }
 
 /// `off` means 0 bytes.
 pub(super) fn size_or_off<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     match String::deserialize(deserializer)?.as_str() {
         text if is_none(text) => Ok(0),
-        text => parse_size(text),
+        text => parse_usize(text),
     }
 }
 
-fn parse_size<E: serde::de::Error>(text: &str) -> Result<usize, E> {
+fn parse_usize<E: serde::de::Error>(text: &str) -> Result<usize, E> {
     let size: ByteSize = text.parse().map_err(E::custom)?;
     usize::try_from(size.as_u64()).map_err(E::custom)
+}
+
+/// Parses a size of the command line.
+///
+/// # Errors
+/// Valid values, as a noun phrase.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    text.parse().map(|size: ByteSize| size.as_u64()).map_err(|_| format!("not {SIZE}"))
 }
 
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -96,10 +108,31 @@ pub(super) fn duration_or_off<'de, D: Deserializer<'de>>(deserializer: D) -> Res
     }
 }
 
+/// Like [`duration_or_off`], but up to a century.
+pub(super) fn age_or_off<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        text if is_none(text) => Ok(None),
+        text => Ok(Some(parse_duration_up_to(CENTURY, text)?).filter(|age| !age.is_zero())),
+    }
+}
+
+/// Parses an age of the command line.
+///
+/// # Errors
+/// Valid values, as a noun phrase.
+pub fn parse_age(text: &str) -> Result<Duration, String> {
+    parse_duration_up_to::<serde::de::value::Error>(CENTURY, text).map_err(|_| format!("not {AGE}"))
+}
+
 fn parse_duration<E: serde::de::Error>(text: &str) -> Result<Duration, E> {
-    let duration: jiff::SignedDuration = text.parse().map_err(E::custom)?;
+    parse_duration_up_to(YEAR, text)
+}
+
+fn parse_duration_up_to<E: serde::de::Error>(max: Duration, text: &str) -> Result<Duration, E> {
+    let span: jiff::Span = text.parse().map_err(E::custom)?;
+    let duration = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(E::custom)?;
     match Duration::try_from(duration) {
-        Ok(duration) if duration <= YEAR => Ok(duration),
+        Ok(duration) if duration <= max => Ok(duration),
         _ => Err(E::custom("out of range")),
     }
 }

@@ -2,8 +2,9 @@
 //! ends, or the power fails.
 //!
 //! A server runs in one thread, step by step, so that the same steps cause the same file operations. A consumer may
-//! take report files away at any time. After each run the next server recovers. Then every acknowledged report must
-//! exist exactly once: in the files, or among the reports that the consumer took.
+//! take report files away at any time, and this server or another one prunes. After each run the next server recovers.
+//! Then every acknowledged report must exist exactly once: in the files, among the reports that the consumer took, or in
+//! a file that was pruned because it exceeded the limit.
 
 mod fault_injection;
 mod simulated_disk;
@@ -11,12 +12,12 @@ mod simulated_disk;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fastrand::Rng;
 use proptest::prelude::*;
@@ -30,7 +31,7 @@ use crate::config::Ack;
 use crate::flush::Flusher;
 use crate::maintenance::Maintenance;
 use crate::report::Reports;
-use crate::store::{BatchId, Compression, Disk, Store, Unrecognized, recover, verify};
+use crate::store::{BatchId, Compression, Disk, PruneMode, Retention, Store, Unrecognized, Watch, recover, verify};
 
 const COMPRESSION: Compression = Compression { level: 1, threads: 1 };
 const LAYOUT: BufferLayout = BufferLayout { batches: 3, shards: 2, chunk_bytes: 160 };
@@ -53,10 +54,15 @@ enum Step {
     Recover,
     /// A consumer takes all report files away.
     Take,
+    /// This server, or another one on the same directory, removes the oldest report files.
+    Prune {
+        max_bytes: u64,
+        by_other: bool,
+    },
 }
 
 /// Every kind of step, a batch that is full, and memory that runs out.
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 16] = [
     Step::Post { requests: 2, pad: 0 },
     Step::Rotate,
     Step::Post { requests: 3, pad: 30 },
@@ -66,6 +72,9 @@ const STEPS: [Step; 13] = [
     Step::Post { requests: 4, pad: 60 },
     Step::Post { requests: 4, pad: 60 },
     Step::Recover,
+    Step::Flush,
+    Step::Prune { max_bytes: 250, by_other: false },
+    Step::Prune { max_bytes: 0, by_other: true },
     Step::Take,
     Step::Post { requests: 2, pad: 0 },
     Step::Flush,
@@ -89,6 +98,8 @@ struct Ledger {
     taken: Vec<u64>,
     /// The names of the report files that were taken.
     taken_files: Vec<PathBuf>,
+    /// The ids in the files that exceeded a limit, by name of the file. They may be pruned, and no other file may.
+    prunable: BTreeMap<PathBuf, Vec<u64>>,
 }
 
 impl Ledger {
@@ -98,10 +109,31 @@ impl Ledger {
             let name = path.file_name().unwrap();
             if BatchId::of_report_file(name.to_str().unwrap()).is_some() && is_durable(&path) {
                 self.taken.extend(ids(&path));
+                self.prunable.remove(Path::new(name));
                 self.taken_files.push(name.into());
                 fs::remove_file(&path).unwrap();
             }
         }
+    }
+
+    /// Records which files exceed a limit now.
+    fn allow_prune(&mut self, data_dir: &Path, max_bytes: u64) {
+        let paths = fs::read_dir(data_dir).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let mut paths: Vec<_> = paths.filter(|path| path.is_file()).collect();
+        paths.sort();
+        let mut bytes = paths.pop().map_or(0, |newest| newest.metadata().unwrap().len());
+        for path in paths.into_iter().rev() {
+            bytes += path.metadata().unwrap().len();
+            if bytes > max_bytes {
+                self.prunable.insert(path.file_name().unwrap().into(), ids(&path));
+            }
+        }
+    }
+
+    /// The ids in the files that were pruned.
+    fn pruned(&self, data_dir: &Path) -> Vec<u64> {
+        let missing = self.prunable.iter().filter(|(name, _)| !data_dir.join(name).exists());
+        missing.flat_map(|(_, ids)| ids.iter().copied()).collect()
     }
 
     /// Removes the taken files after a power failure. The simulated disk restores them, because it does not record what
@@ -179,7 +211,8 @@ impl TestDir {
             assert_eq!(recovered.failed, 0, "{case:?}");
         }
         let mut counts = BTreeMap::new();
-        ledger.taken.iter().for_each(|id| *counts.entry(*id).or_insert(0) += 1);
+        let gone = ledger.taken.iter().copied().chain(ledger.pruned(&self.data_dir()));
+        gone.for_each(|id| *counts.entry(id).or_insert(0) += 1);
         verify(&self.data_dir(), |verdict| {
             assert!(verdict.reports.is_ok(), "{case:?}: {verdict:?}");
             ids(&verdict.path).into_iter().for_each(|id| *counts.entry(id).or_insert(0) += 1);
@@ -205,6 +238,9 @@ struct TestServer<'a> {
     flusher: Flusher,
     maintenance: Maintenance,
     buffer: Arc<Buffer>,
+    watch: Watch,
+    /// Another server on the same directory.
+    other: (Store, Watch),
     data_dir: PathBuf,
     ledger: &'a RefCell<Ledger>,
     runtime: tokio::runtime::Runtime,
@@ -214,18 +250,26 @@ impl<'a> TestServer<'a> {
     /// `None` if the server refuses to start, which a disk error permits.
     fn start(disk: Disk, data_dir: &Path, ack: Ack, ledger: &'a RefCell<Ledger>) -> Option<Self> {
         let is_durable = Box::new(disk.is_durable());
-        let store = Arc::new(Store::open_on(disk, data_dir, &Arc::default()).ok()?);
+        let store = Arc::new(Store::open_on(disk.clone(), data_dir, &Arc::default()).ok()?);
+        let other = (Store::open_existing_on(disk, data_dir).ok()?, Watch::default());
         let journals = match ack {
             Ack::Memory => None,
             _ => Some(store.journals(LAYOUT.batch_bytes()).ok()?),
         };
         let buffer = Arc::new(Buffer::new(LAYOUT, ack, journals, 1_000, &Arc::default()));
         let flusher = Flusher::new(Arc::clone(&buffer), Arc::clone(&store), COMPRESSION, Duration::from_secs(60));
-        let maintenance =
-            Maintenance { buffer: Arc::clone(&buffer), store, min_free_bytes: 0, compression: COMPRESSION };
+        let maintenance = Maintenance {
+            buffer: Arc::clone(&buffer),
+            store,
+            min_free_bytes: 0,
+            retention: Retention::default(),
+            prune_on_full: false,
+            compression: COMPRESSION,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let data_dir = data_dir.to_owned();
-        Some(Self { is_durable, flusher, maintenance, buffer, data_dir, ledger, runtime })
+        let watch = Watch::default();
+        Some(Self { is_durable, flusher, maintenance, buffer, watch, other, data_dir, ledger, runtime })
     }
 
     fn step(&mut self, step: Step) {
@@ -251,6 +295,19 @@ impl<'a> TestServer<'a> {
             Step::Flush => drop(self.buffer.next_sealed().map(|batch| self.flusher.flush_or_retry(&batch))),
             Step::Recover => drop(self.maintenance.recover_once(&mut Unrecognized::new())),
             Step::Take => self.ledger.borrow_mut().take(&self.data_dir, &self.is_durable),
+            Step::Prune { max_bytes, by_other } => {
+                self.ledger.borrow_mut().allow_prune(&self.data_dir, max_bytes);
+                let (store, watch) = match by_other {
+                    false => (&*self.maintenance.store, &mut self.watch),
+                    true => (&self.other.0, &mut self.other.1),
+                };
+                // No file is so old.
+                let retention = Retention { max_age: Some(Duration::from_secs(3600)), max_bytes: Some(max_bytes) };
+                let on_pruned = &mut |_: &_| Ok(ControlFlow::Continue(()));
+                // An error is retried after the next step of this kind.
+                let updated = store.update_catalog(watch, &mut || true);
+                drop(updated.and_then(|()| store.prune(retention, PruneMode::Remove, SystemTime::now(), on_pruned)));
+            }
         }
         if self.buffer.wants_spill() {
             self.buffer.spill();
@@ -342,7 +399,10 @@ fn calls_of_a_run(ack: Ack) -> Vec<&'static str> {
     let (test_dir, ledger) = (TestDir::new(), RefCell::default());
     let (script, survived) = test_dir.run(vec![], |disk, dir| run(disk, dir, ack, &STEPS, &ledger));
     let ledger = ledger.into_inner();
+    let pruned = ledger.pruned(&test_dir.data_dir());
     assert!(survived && ledger.acknowledged.len() > 15 && !ledger.taken.is_empty(), "{ledger:?}");
+    let files = if ack == Ack::Memory { 1 } else { 2 };
+    assert!(!pruned.is_empty() && ledger.prunable.len() == files, "{pruned:?} {ledger:?}");
     test_dir.assert_durable(&ledger, &ack);
     script.calls()
 }
@@ -481,6 +541,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         2 => Just(Step::Flush),
         1 => Just(Step::Recover),
         1 => Just(Step::Take),
+        2 => (0..1000_u64, any::<bool>()).prop_map(|(max_bytes, by_other)| Step::Prune { max_bytes, by_other }),
     ];
     let fault = (0..200_usize, 1..8_usize, proptest::sample::select(&ERRORS[..]));
     let fault = fault.prop_map(|(first, count, fault)| (first..first + count, fault));

@@ -20,10 +20,32 @@ const JOURNAL: &str = ".jsonl";
 const TIME: &str = "%Y%m%dT%H%M%S.%9fZ";
 
 /// The id of a batch: the common stem of the names of its journal and its report file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId {
     first: Timestamp,
     random: u32,
+}
+
+/// A [`BatchId`] in 16 bytes, in the same order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct CompactId {
+    second: i64,
+    /// Negative before 1970.
+    nanosecond: i32,
+    random: u32,
+}
+
+impl From<BatchId> for CompactId {
+    fn from(BatchId { first, random }: BatchId) -> Self {
+        Self { second: first.as_second(), nanosecond: first.subsec_nanosecond(), random }
+    }
+}
+
+impl From<CompactId> for BatchId {
+    fn from(CompactId { second, nanosecond, random }: CompactId) -> Self {
+        let first = Timestamp::new(second, nanosecond).expect("it was made from a timestamp");
+        Self { first, random }
+    }
 }
 
 impl BatchId {
@@ -61,6 +83,12 @@ impl BatchId {
         let id = Self { first, random: u32::from_str_radix(random, 16).ok()? };
         // Only the canonical spelling, so that two names never mean the same batch.
         (id.to_string() == text).then_some(id)
+    }
+
+    /// The time of the first report.
+    #[must_use]
+    pub fn first(&self) -> SystemTime {
+        self.first.into()
     }
 
     /// The name of the report file.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::Access;
 
 use super::batch_id::{BatchId, random_id};
+use super::catalog::Catalog;
 use super::disk::Disk;
 use super::disk_error::Describe;
 use super::health::Health;
@@ -23,6 +24,7 @@ pub struct Store {
     pub(super) path: PathBuf,
     pub(super) disk: Disk,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) catalog: Catalog,
     /// Handles of staged files that could neither be completed nor removed. Their locks keep recovery away from these
     /// files until the batch is staged again.
     incomplete: Mutex<HashMap<BatchId, File>>,
@@ -41,11 +43,34 @@ impl Store {
     pub(crate) fn open_on(disk: Disk, path: &Path, metrics: &Arc<Metrics>) -> io::Result<Self> {
         disk.create_dir_all(path)?;
         disk.open_root(path)?;
-        let store = Self { path: path.to_owned(), disk, metrics: Arc::clone(metrics), incomplete: Mutex::default() };
+        let store = Self { metrics: Arc::clone(metrics), ..Self::on(disk, path) };
         store.disk.create_dir_if_missing(&store.tmp_dir())?;
         store.probe()?;
         store.sync()?;
         Ok(store)
+    }
+
+    /// Opens an existing data directory. Creates nothing in it.
+    ///
+    /// # Errors
+    /// If there is no such directory.
+    pub fn open_existing(path: &Path) -> io::Result<Self> {
+        Self::open_existing_on(Disk::default(), path)
+    }
+
+    pub(crate) fn open_existing_on(disk: Disk, path: &Path) -> io::Result<Self> {
+        disk.open_root(path)?;
+        Ok(Self::on(disk, path))
+    }
+
+    fn on(disk: Disk, path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            disk,
+            metrics: Arc::default(),
+            catalog: Catalog::default(),
+            incomplete: Mutex::default(),
+        }
     }
 
     /// Tries the file operations that journals and report files need.
@@ -124,6 +149,12 @@ impl Store {
     #[must_use]
     pub fn health(&self) -> &Health {
         &self.disk.health
+    }
+
+    /// The list of report files.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     pub(super) fn incomplete(&self) -> MutexGuard<'_, HashMap<BatchId, File>> {

@@ -3,7 +3,7 @@
 //! They go through one place so that tests can let any of them fail, end the process at it, or simulate a power failure
 //! (`fault_injection`). In other builds a [`Disk`] adds nothing to the calls.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, ReadDir};
 use std::io::{self, IoSlice, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
@@ -105,6 +105,11 @@ impl Disk {
     /// The entries of a directory, in any order.
     pub(super) fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
         self.call(Call::List, || fs::read_dir(path)?.map(|entry| Ok(entry?.path())).collect()).describe("list", path)
+    }
+
+    /// The entries of a directory that may be too long for one list, in any order.
+    pub(super) fn entries(&self, path: &Path) -> io::Result<ReadDir> {
+        self.call(Call::List, || fs::read_dir(path)).describe("list", path)
     }
 
     /// Opens a regular file to read it. Another server or a user may have put anything there: everything that is not a

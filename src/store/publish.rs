@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::batch_id::BatchId;
+use super::catalog::CompactFile;
 use super::data_dir::Store;
 use super::disk_error::{Describe, is_unreadable};
 use super::orphan::is_same_file;
@@ -103,8 +104,21 @@ impl Store {
                 Err(_) | Ok(()) => {}
             }
             staged.is_renamed = true;
+            self.add_to_catalog(staged);
         }
         self.sync()
+    }
+
+    fn add_to_catalog(&self, published: &Staged) {
+        let modified = published.locked.metadata().and_then(|metadata| metadata.modified());
+        let file = CompactFile::new(published.bytes, modified.unwrap_or_else(|_| SystemTime::now()));
+        self.catalog.add_published(published.id, file);
+        // Checked afterwards: a consumer may have taken the file before it was added. Or the file is another server's.
+        match self.inspect(&self.path.join(published.id.report_file())) {
+            Ok(None) => self.catalog.remove(published.id),
+            Ok(Some(found)) if found != file => self.catalog.add(published.id, found),
+            Ok(Some(_)) | Err(_) => {}
+        }
     }
 
     /// Publishes a staged file whose name is taken. Where file locks do not work, another server may have recovered the
@@ -135,6 +149,7 @@ impl Store {
             let modified = modified.describe("inspect", &staged.path)?;
             let rest = self.stage(id, &missing, modified, compression)?;
             self.disk.rename_noreplace(&rest.path, &self.path.join(id.report_file()))?;
+            self.add_to_catalog(&rest);
         }
         self.disk.remove(&staged.path)
     }
@@ -205,6 +220,24 @@ mod tests {
         assert_eq!(metadata.modified().unwrap(), modified);
         assert_eq!(content(&path), b"{\"a\":1}\n{}\n");
         assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_published_file_is_in_the_catalog_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &Arc::default()).unwrap();
+        let modified = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
+        let id = BatchId::new(modified);
+        let mut staged = store.stage(id, &[b"{}\n"], modified, COMPRESSION).unwrap();
+        assert_eq!(store.catalog().totals().files, 0, "staged, not published");
+        store.publish(&mut staged, COMPRESSION).unwrap();
+        let files: Vec<_> =
+            store.catalog().files(None, None).map(|file| (file.id, file.bytes, file.modified)).collect();
+        assert_eq!(files, [(id, staged.bytes, modified)]);
+        // A consumer may take it before the server adds it.
+        fs::remove_file(dir.path().join(id.report_file())).unwrap();
+        store.add_to_catalog(&staged);
+        assert_eq!(store.catalog().totals().files, 0);
     }
 
     #[test]
