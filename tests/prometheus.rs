@@ -433,10 +433,12 @@ fn promtool(arguments: &[&str], input: &str) -> String {
 
 #[test]
 #[ignore = "needs promtool: run `make prometheus`"]
-fn promtool_accepts_the_alerts_and_their_tests_and_has_no_complaints_about_a_scrape() {
+fn promtool_accepts_the_alerts_their_tests_the_configuration_and_a_scrape() {
     let checked = promtool(&["check", "rules", "--lint-fatal", "prometheus-alerts.yaml"], "");
     assert!(checked.contains(&format!("{} rules found", alerts().len())), "{checked}");
     promtool(&["test", "rules", "prometheus-alerts.test.yaml"], "");
+    // The token is in a file of the container.
+    promtool(&["check", "config", "--syntax-only", "prometheus.yaml"], "");
 
     let server = Server::start(&[("ADMIN_TOKEN", TOKEN), ("WRITE_KEYS", KEY)]);
     send_report(&server);
