@@ -85,7 +85,7 @@ soak-faults:
 balancers:
 	PATH="$$PATH:/usr/sbin" cargo test --test balancers --test smuggling -- --ignored
 
-# The dashboard and the alerts: Debian's Prometheus scrapes a server in both formats. Requires Debian's package prometheus.
+# The dashboard and the alerts: Prometheus scrapes a server in both formats. Requires Debian's package prometheus.
 prometheus:
 	cargo test --test prometheus -- --include-ignored
 

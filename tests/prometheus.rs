@@ -88,6 +88,16 @@ fn queries() -> Vec<String> {
     panels().into_iter().flat_map(targets).map(|target| text(&target, "expr").to_owned()).collect()
 }
 
+/// The queries of docs/metrics.md.
+fn recommended() -> Vec<String> {
+    let docs = read("docs/metrics.md");
+    let (_, rest) = docs.split_once("## What to watch").unwrap();
+    let rows = rest.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with("| "));
+    let queries: Vec<_> = rows.filter_map(|row| Some(row.split('`').nth(1)?.to_owned())).collect();
+    assert!(queries.len() > 5, "{queries:?}");
+    queries
+}
+
 fn alerts() -> Vec<Value> {
     let file: Value = serde_saphyr::from_str(&read("deploy/prometheus-alerts.yaml")).unwrap();
     list(&file["groups"]).iter().flat_map(|group| list(&group["rules"])).cloned().collect()
@@ -385,6 +395,9 @@ fn prometheus_reads_both_formats_and_gets_data_for_every_query_of_the_dashboard_
         }
     }
 
+    for query in recommended() {
+        assert!(!prometheus.query(&query).is_empty(), "{query}");
+    }
     for alert in alerts() {
         prometheus.query(text(&alert, "expr"));
     }
