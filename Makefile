@@ -6,8 +6,8 @@ SERVER = $(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server
 # Not HOST: make would override the environment variable HOST, which is a setting of the server.
 RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: run build check fmt clippy deny test test-all crash faults memory hostile disks soak-faults balancers browser \
-	contract interop loom mutants asan tsan miri doc bench loadtest docker
+.PHONY: run build check fmt clippy deny test test-all crash faults memory hostile disks soak-faults balancers prometheus \
+	browser contract interop loom mutants asan tsan miri doc bench loadtest docker
 
 run: ## Build, and serve on port 8080 with files in ./data/reports
 	cargo run --release
@@ -85,6 +85,10 @@ soak-faults:
 # number of restarts.
 balancers:
 	PATH="$$PATH:/usr/sbin" cargo test --test balancers --test smuggling -- --ignored
+
+# The dashboard and the alerts: Prometheus scrapes a server in both formats. Requires Debian's package prometheus.
+prometheus:
+	cargo test --test prometheus -- --include-ignored
 
 # The lock-free protocols under every interleaving. LOOM_MAX_PREEMPTIONS overrides the limit of preemptions where there
 # are too many interleavings. The flag applies to all crates, so they are built in a directory of their own.

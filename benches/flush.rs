@@ -5,6 +5,7 @@
 mod common;
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use common::Reports;

@@ -263,7 +263,6 @@ pub struct Metrics {
     pub file_bytes_zstd: Counter,
     pub recovered_reports: Counter,
     pub quarantined_bytes: Counter,
-    pub pruned_files: Counter,
     pub admin_refused: Counter,
     lost: [Counter; LOSSES.len()],
     /// At the last check of the disk.
@@ -316,7 +315,6 @@ impl Metrics {
             file_bytes_zstd: Counter::default(),
             recovered_reports: Counter::default(),
             quarantined_bytes: Counter::default(),
-            pruned_files: Counter::default(),
             admin_refused: Counter::default(),
             lost: Default::default(),
             disk_free_bytes: Gauge::default(),

@@ -243,3 +243,39 @@ fn haproxy_passes_the_client_address_in_a_header_or_in_the_proxy_protocol() {
 fn nginx_passes_the_client_address_in_a_header() {
     check_client_address(Kind::Nginx, &[], &[]);
 }
+
+/// The server answers clients with the token. The load balancer does not forward their requests.
+fn check_that_nobody_reads_metrics(kind: Kind) {
+    let token = "an-admin-token-of-a-test";
+    let server = Server::start(&[("ADMIN_TOKEN", token)]);
+    let balancer = Balancer::start(kind, [server.address; 2], &[]);
+    let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {token}\r\n\r\n");
+    assert_eq!(server.connect().ask_any(request("/metrics")).status, 200);
+    for path in [
+        "/metrics",
+        "/metrics?x=/api/v1/reports",
+        "//metrics",
+        "/%6detrics",
+        "/api/v1/reports/../../../metrics",
+        "/.well-known/healthcheck.json/../../metrics",
+        "/metrics/../api/v1/reports",
+        "http://test/metrics",
+    ] {
+        let answer = balancer.connect().ask_any(request(path));
+        assert!((400..500).contains(&answer.status) && !answer.body.contains("netwatch_"), "{path}: {answer:?}");
+    }
+    let scrapes = "netwatch_http_requests_total{route=\"/metrics\",code=\"200\"} 1\n";
+    assert!(server.connect().ask_any(request("/metrics")).body.contains(scrapes));
+}
+
+#[test]
+#[ignore = "needs haproxy: run `make balancers`"]
+fn nobody_reads_metrics_through_haproxy() {
+    check_that_nobody_reads_metrics(Kind::HaProxy);
+}
+
+#[test]
+#[ignore = "needs nginx: run `make balancers`"]
+fn nobody_reads_metrics_through_nginx() {
+    check_that_nobody_reads_metrics(Kind::Nginx);
+}

@@ -65,7 +65,7 @@ impl AdminToken {
     /// [`KeyFileError`]. The state is unchanged then.
     pub fn read_file(&self, path: &Path) -> Result<(), KeyFileError> {
         let text = std::fs::read_to_string(path)?;
-        let lines = text.lines().enumerate().map(|(n, line)| (n + 1, line.trim()));
+        let mut lines = text.lines().enumerate().map(|(n, line)| (n + 1, line.trim()));
         let (n, line) =
             lines.find(|(_, line)| !line.is_empty() && !line.starts_with('#')).ok_or(KeyFileError::Empty)?;
         self.set(key(line).ok_or(KeyFileError::InvalidKey(n))?);

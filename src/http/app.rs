@@ -1,7 +1,7 @@
 //! What all connections of a server share.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Semaphore;
 
@@ -45,6 +45,7 @@ pub struct App {
     /// The turn to scrape the metrics.
     pub(super) scrapes: tokio::sync::Mutex<()>,
     pub(super) started: Instant,
+    pub(super) started_at: SystemTime,
 }
 
 /// Limits of one connection.
@@ -94,6 +95,7 @@ impl App {
             metrics,
             scrapes: tokio::sync::Mutex::default(),
             started: Instant::now(),
+            started_at: SystemTime::now(),
         }
     }
 

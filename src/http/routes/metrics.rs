@@ -5,13 +5,12 @@
 use std::fmt;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
-use procfs::Current;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, NoLabelSet, prometheus_text, text as openmetrics,
@@ -79,7 +78,7 @@ impl Collector for Scrape {
         buffer(app, &mut out)?;
         files(app, &mut out)?;
         server(app, &mut out)?;
-        process(&mut out)
+        process(app, &mut out)
     }
 }
 
@@ -148,7 +147,13 @@ fn files(app: &App, out: &mut Out<'_>) -> fmt::Result {
     out.counter("netwatch_recovered_reports", "Reports recovered from journals of dead servers", recovered)?;
     let quarantined = metrics.quarantined_bytes.get();
     out.counter("netwatch_quarantined_bytes", "Corrupt bytes copied to the quarantine", quarantined)?;
-    out.counter("netwatch_pruned_files", "Report files removed by retention", metrics.pruned_files.get())?;
+    let catalog = app.store.catalog().totals();
+    out.counter("netwatch_pruned_files", "Report files removed by retention", catalog.pruned_files)?;
+    out.gauge("netwatch_report_files", "Report files in the data directory", catalog.files as f64)?;
+    out.gauge("netwatch_report_files_bytes", "Size of all report files, compressed", catalog.bytes as f64)?;
+    let oldest = catalog.oldest.map(|oldest| SystemTime::now().duration_since(oldest).unwrap_or_default());
+    let oldest = oldest.unwrap_or_default().as_secs_f64();
+    out.gauge("netwatch_report_files_oldest_seconds", "Age of the first report of the oldest report file", oldest)?;
     out.gauge("netwatch_disk_free_bytes", "Free disk space at the last check", metrics.disk_free_bytes.get() as f64)?;
     let is_full = u8::from(app.buffer.is_disk_full());
     out.gauge("netwatch_disk_full", "1 if reports are refused because the disk is full", is_full.into())
@@ -165,7 +170,9 @@ fn server(app: &App, out: &mut Out<'_>) -> fmt::Result {
 }
 
 /// The metrics that all processes have by convention, without a prefix.
-fn process(out: &mut Out<'_>) -> fmt::Result {
+fn process(app: &App, out: &mut Out<'_>) -> fmt::Result {
+    let started = app.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    out.gauge("process_start_time_seconds", "Start of the server, in seconds since 1970", started)?;
     let Ok(this) = procfs::process::Process::myself() else { return Ok(()) };
     if let Ok(stat) = this.stat() {
         let seconds = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
@@ -173,11 +180,6 @@ fn process(out: &mut Out<'_>) -> fmt::Result {
         out.gauge("process_resident_memory_bytes", "Resident memory", (stat.rss * procfs::page_size()) as f64)?;
         out.gauge("process_virtual_memory_bytes", "Virtual memory", stat.vsize as f64)?;
         out.gauge("process_threads", "Threads", stat.num_threads as f64)?;
-        let started = stat.starttime as f64 / procfs::ticks_per_second() as f64;
-        if let Ok(uptime) = procfs::Uptime::current() {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64();
-            out.gauge("process_start_time_seconds", "Start of the process, Unix time", now - uptime.uptime + started)?;
-        }
     }
     if let Ok(open) = this.fd_count() {
         out.gauge("process_open_fds", "Open file descriptors", open as f64)?;
