@@ -69,6 +69,8 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+const TOKEN: &str = "an-admin-token-of-a-test";
+
 #[test]
 fn three_hundred_thousand_report_files_do_not_slow_down_the_start_or_use_memory_or_processor_time() {
     // A memory file system, if there is one: only the number of files matters.
@@ -76,7 +78,7 @@ fn three_hundred_thousand_report_files_do_not_slow_down_the_start_or_use_memory_
     let data_dir = dir.path().join("reports");
     let an_old_file = create_files(&data_dir);
     let port = free_port().to_string();
-    let mut command = server_command(&data_dir, &[("PORT", &port), ("MIN_FREE_BYTES", "0")]);
+    let mut command = server_command(&data_dir, &[("PORT", &port), ("MIN_FREE_BYTES", "0"), ("ADMIN_TOKEN", TOKEN)]);
     let started = Instant::now();
     let mut server = Process(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
     let address = format!("127.0.0.1:{port}").parse().unwrap();
@@ -84,6 +86,12 @@ fn three_hundred_thousand_report_files_do_not_slow_down_the_start_or_use_memory_
     client.post("{\"new\":1}").assert_ok();
     let first_answer = started.elapsed();
 
+    // The list of the files is loaded in the background.
+    let scrape = format!("GET /metrics HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {TOKEN}\r\n\r\n");
+    wait_until("all files are listed", || {
+        let metrics = client.ask(&scrape, b"").body;
+        metrics.contains(&format!("\nnetwatch_report_files {FILES}.0\n")).then_some(())
+    });
     let before = cpu_time(server.0.id());
     let rss_kib = memory_kib(&server.0, "VmRSS");
     thread::sleep(IDLE); // the processor time of an idle server is measured over this time
