@@ -45,7 +45,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("ZSTD_THREADS", "2"),
     ("RETENTION_MAX_BYTES", "512KiB"),
     ("RETENTION_MAX_AGE", "12s"),
-    ("MIN_FREE_BYTES", "8MiB"),
     ("FLUSH_INTERVAL", "200ms"),
     ("MAX_BODY_BYTES", "64KiB"),
     ("INFLIGHT_BYTES", "1MiB"),
@@ -76,6 +75,31 @@ struct Lifetime {
     acknowledged: AtomicU64,
     /// From the signal on, connections may break.
     is_stopping: AtomicBool,
+}
+
+/// What happens when the disk is full. It alternates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FullDisk {
+    /// The server refuses reports in time.
+    Refuses,
+    /// Nothing is left, and report files cannot be written.
+    Fails,
+}
+
+impl FullDisk {
+    fn left_bytes(self) -> u64 {
+        match self {
+            Self::Refuses => MIN_FREE_BYTES / 2,
+            Self::Fails => 0,
+        }
+    }
+
+    fn min_free_bytes(self) -> String {
+        match self {
+            Self::Refuses => format!("{MIN_FREE_BYTES}B"),
+            Self::Fails => "off".to_owned(),
+        }
+    }
 }
 
 /// What a scrape says about the use of resources.
@@ -332,13 +356,14 @@ impl Soak {
         }
     }
 
-    /// Takes the free space until the server refuses reports, and then gives it back.
-    fn fill_disk(&self, server: &Server, left_bytes: u64) {
+    /// Takes free space until the server notices, and then gives it back.
+    fn fill_disk(&self, server: &Server, fault: FullDisk) {
         let path = self.file_system.path.join("filler");
         let filler = File::create(&path).unwrap();
-        let (refused, mut length) = (self.refused_by_disk.load(Ordering::Acquire), 0);
-        wait_until("reports are refused because the disk is full", || {
-            let more = self.file_system.free_bytes().saturating_sub(left_bytes);
+        let (refused, failed, mut length) = (self.refused_by_disk.load(Ordering::Acquire), failed_flushes(server), 0);
+        wait_until("the server notices that the disk is full", || {
+            // Whatever becomes free is taken again.
+            let more = self.file_system.free_bytes().saturating_sub(fault.left_bytes());
             // The file system needs some blocks for itself.
             for more in [more, more / 2, more / 16].into_iter().filter(|more| *more > 0) {
                 if fallocate(&filler, FallocateFlags::empty(), length, more).is_ok() {
@@ -347,13 +372,19 @@ impl Soak {
                 }
             }
             self.check();
-            (self.refused_by_disk.load(Ordering::Acquire) > refused).then_some(())
+            let is_noticed = match fault {
+                FullDisk::Refuses => self.refused_by_disk.load(Ordering::Acquire) > refused,
+                FullDisk::Fails => failed_flushes(server) > failed,
+            };
+            is_noticed.then_some(())
         });
-        assert_eq!(Samples::scrape(server).value("netwatch_disk_full"), 1);
+        assert_eq!(Samples::scrape(server).value("netwatch_disk_full"), u64::from(fault == FullDisk::Refuses));
         drop(filler);
         fs::remove_file(path).unwrap();
+        let acknowledged = self.ledger.acknowledged.load(Ordering::Relaxed);
         wait_until("the server accepts reports again", || {
-            (Samples::scrape(server).value("netwatch_disk_full") == 0).then_some(())
+            let is_accepting = self.ledger.acknowledged.load(Ordering::Relaxed) > acknowledged;
+            (is_accepting && Samples::scrape(server).value("netwatch_disk_full") == 0).then_some(())
         });
     }
 
@@ -420,14 +451,16 @@ impl Soak {
     }
 
     /// One server process: warm-up, load, burst, full disk, load, and an orderly stop.
-    fn run_lifetime(&self, length: Duration, left_bytes: u64, is_last: bool) {
+    fn run_lifetime(&self, length: Duration, fault: FullDisk, is_last: bool) {
         let before = {
             // Files of the last shutdown do not count for this process.
             let mut collector = self.collector.lock().unwrap();
             collector.collect_all(self);
             (collector.sums, self.remaining().len() as u64)
         };
-        let mut server = Server::start_in(&self.data_dir, SETTINGS);
+        let min_free_bytes = fault.min_free_bytes();
+        let settings = [SETTINGS, &[("MIN_FREE_BYTES", &*min_free_bytes)]].concat();
+        let mut server = Server::start_in(&self.data_dir, &settings);
         self.starts.fetch_add(1, Ordering::Relaxed);
         let lifetime = Arc::new(Lifetime {
             address: server.address,
@@ -440,7 +473,7 @@ impl Soak {
         let warm = self.without_clients(|| Usage::of(&Samples::scrape(&server)));
         self.load(length / 4, false);
         self.load(length / 4, true);
-        self.fill_disk(&server, left_bytes);
+        self.fill_disk(&server, fault);
         self.load(length / 4, false);
         let stop = || {
             lifetime.is_stopping.store(true, Ordering::Release);
@@ -489,9 +522,8 @@ impl Soak {
             let collector = scope.spawn(|| self.run_collector());
             let clients: Vec<_> = (0..CLIENTS).map(|number| scope.spawn(move || self.run_client(number))).collect();
             for number in 1..=lifetimes {
-                // Nothing is left, or less than the server needs to accept reports.
-                let left_bytes = if number % 2 == 0 { 0 } else { MIN_FREE_BYTES / 2 };
-                self.run_lifetime(duration / lifetimes, left_bytes, number == lifetimes);
+                let fault = if number % 2 == 0 { FullDisk::Fails } else { FullDisk::Refuses };
+                self.run_lifetime(duration / lifetimes, fault, number == lifetimes);
             }
             self.has_ended.store(true, Ordering::Release);
             clients.into_iter().for_each(|client| client.join().unwrap());
@@ -520,6 +552,14 @@ fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Result<T, String>) -> T {
         }
         thread::sleep(Duration::from_millis(20)); // time for a change
     }
+}
+
+/// The number of attempts to write a report file that have failed.
+fn failed_flushes(server: &Server) -> u64 {
+    let scraped = Samples::scrape(server);
+    let failed =
+        |(name, _): &(&String, &f64)| name.starts_with("netwatch_flushes_total{") && name.contains("\"error\"");
+    scraped.0.iter().filter(failed).map(|(_, count)| *count as u64).sum()
 }
 
 /// The samples of a scrape: name with labels, and value.
