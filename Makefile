@@ -6,8 +6,8 @@ SERVER = $(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server
 # Not HOST: make would override the environment variable HOST, which is a setting of the server.
 RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: run build check fmt clippy deny test test-all crash faults memory hostile disks soak-faults balancers prometheus \
-	browser contract interop loom mutants asan tsan miri doc bench loadtest docker
+.PHONY: run build check fmt clippy deny test test-all crash faults memory hostile disks soak soak-faults balancers \
+	prometheus browser contract interop loom mutants asan tsan miri doc bench loadtest docker
 
 run: ## Build, and serve on port 8080 with files in ./data/reports
 	cargo run --release
@@ -75,6 +75,11 @@ disks:
 	PATH="$$PATH:/usr/sbin:/sbin" cargo test --release --no-fail-fast --test stalled_disk --test file_systems \
 		-- --nocapture --include-ignored
 	cargo test --release --test retention -- --ignored --test-threads 1
+
+# Retention and the metrics under load, with restarts and a disk that fills: 10 minutes, or SOAK_SECONDS. SOAK_SEED
+# repeats the requests of a run. Requires root, a kernel with loop devices, util-linux and e2fsprogs.
+soak:
+	PATH="$$PATH:/usr/sbin:/sbin" cargo test --release --test soak_retention -- --nocapture --include-ignored
 
 # Two servers on one disk under load, with random faults: 30 minutes, or SOAK_SECONDS. SOAK_SEED repeats the faults of a
 # run, and SOAK_TRACE=1 prints them. Requires root, a kernel with loop devices, util-linux and e2fsprogs.
