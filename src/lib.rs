@@ -26,7 +26,7 @@
 //! ```text
 //!   cli ──► server ──► http ──► buffer ──► store        imports point one way
 //!           flush, maintenance ──► buffer, store
-//!           config, report: at the bottom, imported by all
+//!           config, report, metrics: at the bottom, imported by all
 //! ```
 //!
 //! # Invariants
