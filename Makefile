@@ -6,7 +6,7 @@ SERVER = $(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server
 # Not HOST: make would override the environment variable HOST, which is a setting of the server.
 RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: run build check fmt clippy deny test test-all crash faults balancers browser contract interop loom asan tsan miri \
+.PHONY: run build check fmt clippy deny test test-all crash hostile faults balancers browser contract interop loom asan tsan miri \
 	doc bench loadtest docker
 
 run: ## Build, and serve on port 8080 with files in ./data/reports
@@ -40,6 +40,10 @@ test-all:
 # 1,000 rounds of kill -9. CRASH_SEED repeats the rounds of a run.
 crash:
 	CRASH_ROUNDS=1000 cargo test --release --test crash -- --nocapture
+
+# Hostile clients: the processor time of each body, and the response times of other clients. Needs a quiet machine.
+hostile:
+	cargo test --release --test hostile --test hostile_cpu -- --include-ignored --nocapture --test-threads=1
 
 # Pages in a real browser. Requires Chromium, Node.js 20 or newer, and zstd.
 browser: build
