@@ -41,6 +41,10 @@ test-all:
 crash:
 	CRASH_ROUNDS=1000 cargo test --release --test crash -- --nocapture
 
+# Hostile clients: the processor time of each body, and the response times of other clients. Needs a quiet machine.
+hostile:
+	cargo test --release --test hostile --test hostile_cpu -- --include-ignored --nocapture --test-threads=1
+
 # Pages in a real browser. Requires Chromium, Node.js 20 or newer, and zstd.
 browser: build
 	cd tests/browser && npm ci && NETWATCH_SERVER=$(SERVER) node --test
