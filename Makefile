@@ -41,10 +41,6 @@ test-all:
 crash:
 	CRASH_ROUNDS=1000 cargo test --release --test crash -- --nocapture
 
-# Hostile clients: the processor time of each body, and the response times of other clients. Needs a quiet machine.
-hostile:
-	cargo test --release --test hostile --test hostile_cpu -- --include-ignored --nocapture --test-threads=1
-
 # Pages in a real browser. Requires Chromium, Node.js 20 or newer, and zstd.
 browser: build
 	cd tests/browser && npm ci && NETWATCH_SERVER=$(SERVER) node --test
@@ -70,8 +66,9 @@ memory:
 # Attacks by clients, and very many report files, in release mode: prints the figures. Requires about 6,000 file
 # descriptors.
 hostile:
-	cargo test --release --test hostile --test http2 --test limits --test resets --test unread_log --test many_files \
+	cargo test --release --test http2 --test limits --test resets --test unread_log --test many_files \
 		-- --nocapture --include-ignored
+	cargo test --release --test hostile --test hostile_cpu -- --nocapture --include-ignored --test-threads=1
 
 # A disk that hangs, and kinds of file systems. Requires root, a kernel with loop devices and FUSE, util-linux,
 # e2fsprogs, xfsprogs, btrfs-progs, bindfs, fuse2fs and rclone.
