@@ -66,8 +66,9 @@ memory:
 # Attacks by clients, and very many report files, in release mode: prints the figures. Requires about 6,000 file
 # descriptors.
 hostile:
-	cargo test --release --test hostile --test http2 --test limits --test resets --test unread_log --test many_files \
+	cargo test --release --test http2 --test limits --test resets --test unread_log --test many_files \
 		-- --nocapture --include-ignored
+	cargo test --release --test hostile --test hostile_cpu -- --nocapture --include-ignored --test-threads=1
 
 # A disk that hangs, kinds of file systems, and retention on a full disk and with a million files. Requires root, a kernel with loop devices and FUSE, util-linux,
 # e2fsprogs, xfsprogs, btrfs-progs, bindfs, fuse2fs and rclone.

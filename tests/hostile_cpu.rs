@@ -4,8 +4,9 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Answer, Server, cpu_time, wait_until};
 
@@ -275,4 +276,59 @@ fn no_body_in_tiny_http_2_frames_costs_more() {
         assert!(cost <= MAX_CPU, "{name}: {cost:?}");
     }
     server.post("{}").assert_ok();
+}
+
+/// Number of hostile clients at the same time.
+const HOSTILE_CLIENTS: usize = 8;
+
+/// The 99th percentile of the response times of short requests on one connection.
+fn p99(server: &Server) -> Duration {
+    let mut client = server.connect();
+    let mut times: Vec<_> = (0..500)
+        .map(|_| {
+            let started = Instant::now();
+            client.post("{}").assert_ok();
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
+/// The hostile clients use the processors of the server, so a request waits for parts of their work: one millisecond of
+/// decoding, or the check of one body. Only run it in release mode and on a quiet machine: `make hostile`.
+#[test]
+#[ignore = "measures time"]
+fn hostile_bodies_delay_other_requests_only_by_parts_of_their_work() {
+    let server = &Server::start(&[("ACK", "memory"), ("BUFFER_BYTES", "1GiB")]);
+    let attacks = &attacks();
+    let stop = &AtomicBool::new(false);
+    let median = |mut samples: Vec<Duration>| {
+        samples.sort();
+        samples[samples.len() / 2]
+    };
+    p99(server); // warm-up
+    let quiet = median((0..5).map(|_| p99(server)).collect());
+    let attacked = thread::scope(|scope| {
+        for n in 0..HOSTILE_CLIENTS {
+            scope.spawn(move || {
+                for Attack { request, .. } in attacks.iter().cycle().skip(n * 5) {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let mut client = server.connect();
+                    let mut writer = client.writer();
+                    thread::scope(|scope| {
+                        scope.spawn(move || drop(writer.write_all(request)));
+                        drop(client.try_answer());
+                    });
+                }
+            });
+        }
+        let attacked = std::panic::catch_unwind(|| median((0..5).map(|_| p99(server)).collect()));
+        stop.store(true, Ordering::Relaxed);
+        attacked.unwrap()
+    });
+    println!("p99 {quiet:?} without hostile clients, {attacked:?} with {HOSTILE_CLIENTS}");
+    assert!(attacked <= quiet * 2 + Duration::from_millis(20), "{attacked:?}");
 }

@@ -38,15 +38,13 @@ fn described(error: &io::Error) -> Option<&DiskError> {
     error.get_ref()?.downcast_ref()
 }
 
-/// The kind of an error: operation, directory and reason. Two attempts at the same operation have the same kind,
-/// although the names of temporary files differ.
+/// The kind of an error: operation, path and reason. The name of a temporary file is random, so its directory stands for
+/// it: each attempt at the same operation has the same kind.
 pub(super) fn kind(error: &io::Error) -> String {
-    match described(error) {
-        Some(DiskError { operation, path, source }) => {
-            format!("{operation} in {}: {source}", path.parent().unwrap_or(path).display())
-        }
-        None => error.to_string(),
-    }
+    let Some(DiskError { operation, path, source }) = described(error) else { return error.to_string() };
+    let is_temporary = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let path = path.parent().filter(|_| is_temporary).unwrap_or(path);
+    format!("{operation} {}: {source}", path.display())
 }
 
 /// Whether the file could not be read, as opposed to a file that was read and is corrupt.
@@ -58,6 +56,16 @@ pub(super) fn is_unreadable(error: &io::Error) -> bool {
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kind_of_an_error_does_not_depend_on_random_names() {
+        let kind_of = |path: &str| {
+            let failed: io::Result<()> = Err(io::Error::from_raw_os_error(5));
+            kind(&failed.describe("create", Path::new(path)).unwrap_err())
+        };
+        assert_eq!(kind_of("/data/tmp/.journal.00000001.tmp"), kind_of("/data/tmp/.journal.00000002.tmp"));
+        assert_ne!(kind_of("/data/journal/one.jsonl"), kind_of("/data/journal/two.jsonl"));
+    }
 
     #[test]
     fn an_error_names_operation_path_reason_and_user() {

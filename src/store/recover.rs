@@ -12,12 +12,15 @@
 //! the directories of journals and temporary files, never the report files.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 use std::ops::AddAssign;
+use std::os::unix::fs::MetadataExt;
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use super::batch_id::BatchId;
 use super::data_dir::Store;
@@ -30,6 +33,10 @@ use super::report_file::{self, Compression};
 use super::temp_file::TempFile;
 use super::{journal, quarantine};
 use crate::metrics::Lost;
+
+/// Attempts to stage a journal that somebody has removed, and the pause between them: half a minute in total.
+const MAX_ATTEMPTS: usize = 300;
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 
 /// Files in the directory of journals that the server did not name, and that were logged already.
 pub type Unrecognized = HashSet<PathBuf>;
@@ -155,11 +162,37 @@ fn recover_journal(store: &Store, path: &Path, id: BatchId, compression: Compres
         // The next recovery takes the staged file.
         return Ok(Recovered::default());
     }
-    let JournalStaged { staged, corrupt_bytes } = stage_journal(store, &file, path, id, compression)?;
-    store.disk.remove(path)?;
+    let JournalStaged { staged, corrupt_bytes } = stage_orphan(store, &file, path, id, compression)?;
+    match store.disk.remove(path) {
+        // Somebody has removed it since it was locked.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        removed => removed?,
+    }
     let reports = staged.as_ref().map_or(0, |staged| staged.reports);
     staged.map_or(Ok(()), |staged| publish(store, staged, compression))?;
     Ok(Recovered { batches: 1, reports, corrupt_bytes, failed: 0 })
+}
+
+/// Stages an orphan that this process has locked. If somebody removes the journal meanwhile, its descriptor is the only
+/// copy. So an error leads to another attempt then.
+fn stage_orphan(
+    store: &Store,
+    file: &File,
+    path: &Path,
+    id: BatchId,
+    compression: Compression,
+) -> io::Result<JournalStaged> {
+    let mut attempts = MAX_ATTEMPTS;
+    loop {
+        attempts -= 1;
+        match stage_journal(store, file, path, id, compression) {
+            Err(error) if attempts > 0 && file.metadata().is_ok_and(|metadata| metadata.nlink() == 0) => {
+                store.health().log(&error, "can't recover a journal that somebody has removed; retrying");
+                thread::sleep(ATTEMPT_PAUSE);
+            }
+            staged => return staged,
+        }
+    }
 }
 
 /// Publishes a staged file whose journal was removed just now.
@@ -173,4 +206,37 @@ fn publish(store: &Store, mut staged: Staged, compression: Compression) -> io::R
     store.metrics.recovered_reports.add(staged.reports as u64);
     tracing::info!(file = staged.id.report_file(), reports = staged.reports, "recovered");
     Ok(())
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::fs;
+
+    use rustix::io::Errno;
+
+    use super::*;
+    use crate::durability_tests::{Fault, Script};
+    use crate::store::Disk;
+
+    #[test]
+    fn a_journal_and_a_temporary_file_that_somebody_removes_during_the_recovery_are_not_lost() {
+        let root = tempfile::tempdir().unwrap();
+        let open = |root: &Path, faults| {
+            let script = Script::new(root, faults);
+            let store = Store::open_on(Disk::scripted(&script), &root.join("data")).unwrap();
+            (script.calls().len(), store)
+        };
+        let (calls, _) = open(tempfile::tempdir().unwrap().path(), vec![]);
+        // Some attempts find that their temporary file is gone.
+        let (_, store) = open(root.path(), vec![(calls..calls + 10, Fault::Fails(Errno::NOENT))]);
+        let id = BatchId::of_journal("reports-20261122T150512.123456789Z-5f3a9c01.jsonl").unwrap();
+        let path = root.path().join(id.journal());
+        fs::write(&path, "{}\n{}\n").unwrap();
+        let file = File::open(&path).unwrap();
+        let compression = Compression { level: 1, threads: 1 };
+        assert!(stage_orphan(&store, &file, &path, id, compression).is_err(), "the journal is still there");
+        fs::remove_file(&path).unwrap();
+        let staged = stage_orphan(&store, &file, &path, id, compression).unwrap();
+        assert_eq!(staged.staged.unwrap().reports, 2);
+    }
 }

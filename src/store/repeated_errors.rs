@@ -11,7 +11,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const LAST_PAUSE: Duration = Duration::from_secs(60 * 60);
 
 /// Maximum number of different errors. Beyond it, all of them are forgotten, so some are logged once more.
-const MAX_ERRORS: usize = 64;
+const MAX_ERRORS: usize = 1024;
 
 /// The errors that were logged, by kind.
 #[derive(Debug, Default)]

@@ -62,14 +62,14 @@ fn a_body_that_grows_takes_the_memory_of_the_body_that_was_idle_for_the_longest_
 fn the_task_of_an_evicted_body_is_woken() {
     let (inflight, start) = (inflight(), Instant::now());
     let idle = Body::grown(&inflight, 1, MAX_BYTES, start);
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let memory = Arc::clone(&idle.memory);
         let owner = tokio::spawn(async move { memory.evicted().await });
         tokio::task::yield_now().await;
         assert!(!owner.is_finished());
         let _growing = Body::grown(&inflight, 1, 1, start + MIN_IDLE);
-        owner.await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), owner).await.expect("woken").unwrap();
     });
 }
 
