@@ -223,7 +223,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let open = |root: &Path, faults| {
             let script = Script::new(root, faults);
-            let store = Store::open_on(Disk::scripted(&script), &root.join("data")).unwrap();
+            let store = Store::open_on(Disk::scripted(&script), &root.join("data"), &Default::default()).unwrap();
             (script.calls().len(), store)
         };
         let (calls, _) = open(tempfile::tempdir().unwrap().path(), vec![]);
