@@ -182,7 +182,8 @@ impl State {
     fn victim(&self, share_bytes: usize, client: IpAddr, is_within_share: bool, now: Instant) -> Option<u64> {
         let is_idle = |growth: &u64| now.saturating_duration_since(self.evictable[growth].grown) >= MIN_IDLE;
         let beyond_share = self.clients.values().filter(|other| other.used_bytes > share_bytes);
-        let largest = beyond_share.max_by_key(|other| (other.used_bytes, Reverse(other.evictable.first())));
+        // Of equal clients, one whose body can be evicted.
+        let largest = beyond_share.max_by_key(|other| (other.used_bytes, other.evictable.first().map(Reverse)));
         let of_largest = largest.and_then(|largest| largest.evictable.first());
         let of_largest = of_largest.filter(|growth| is_within_share || is_idle(growth));
         let of_all = || match is_within_share {
