@@ -31,7 +31,7 @@ use serde_json::Value;
 
 const TOKEN: &str = "an-admin-token-of-a-test";
 
-const MAX_BYTES: u64 = 512 << 10;
+const MAX_BYTES: u64 = 256 << 10;
 
 /// Longer than a report can wait while the disk is full. Otherwise a file could be too old when it is published, and be
 /// pruned before the collector sees it.
@@ -43,7 +43,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("ADMIN_TOKEN", TOKEN),
     ("WORKERS", "2"),
     ("ZSTD_THREADS", "2"),
-    ("RETENTION_MAX_BYTES", "512KiB"),
+    ("RETENTION_MAX_BYTES", "256KiB"),
     ("RETENTION_MAX_AGE", "12s"),
     ("FLUSH_INTERVAL", "200ms"),
     ("MAX_BODY_BYTES", "64KiB"),
@@ -470,7 +470,12 @@ impl Soak {
         *self.lifetime.lock().unwrap() = Some(Arc::clone(&lifetime));
         self.load(length / 8, false);
         self.load(length / 8, true);
-        let warm = self.without_clients(|| Usage::of(&Samples::scrape(&server)));
+        let warm = self.without_clients(|| {
+            wait_until("the server has closed all connections but that of the scrape", || {
+                let scraped = Samples::scrape(&server);
+                (scraped.value("netwatch_open_connections") <= 1).then(|| Usage::of(&scraped))
+            })
+        });
         self.load(length / 4, false);
         self.load(length / 4, true);
         self.fill_disk(&server, fault);
@@ -490,6 +495,8 @@ impl Soak {
             });
             println!("start {}: {warm:?} after the warm-up, {used:?} at the end", self.starts.load(Ordering::Relaxed));
             if is_last {
+                // No more reports: the shutdown would publish them, and does not prune.
+                *self.lifetime.lock().unwrap() = None;
                 stop();
             }
         });
