@@ -130,7 +130,7 @@ impl Flusher {
     /// Stages and publishes a sealed batch.
     ///
     /// # Errors
-    /// If the batch could not be staged. Later failures are left to recovery.
+    /// If the batch could not be staged. Maintenance retries what fails later.
     fn flush(&self, batch: &Batch, compression: Compression) -> io::Result<()> {
         let lines = loop {
             match batch.lines() {

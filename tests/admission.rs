@@ -92,13 +92,13 @@ fn sighup_reloads_the_write_keys() {
 
     fs::write(&file, format!("# the new key\n{OTHER_KEY}\n")).unwrap();
     server.signal(Signal::HUP);
-    server.wait_for_log("write keys reloaded", |line| line["fields"]["keys"] == 1);
+    server.wait_for_log("write keys and admin token reloaded", |line| line["fields"]["keys"] == 1);
     assert_eq!((status(&mut client, KEY), status(&mut client, OTHER_KEY)), (401, 200));
 
     // An empty file must neither allow nor block all requests: the current keys stay valid.
     fs::write(&file, "").unwrap();
     server.signal(Signal::HUP);
-    server.wait_for_log("can't reload the write keys; keeping the current ones", |_| true);
+    server.wait_for_log("can't reload the write keys and the admin token; keeping the current ones", |_| true);
     assert_eq!((status(&mut client, KEY), status(&mut client, OTHER_KEY)), (401, 200));
     assert_eq!(server.stop(), ["{}"; 3]);
 }

@@ -239,7 +239,7 @@ mod model {
             if leadership.committer == Committer::Inline {
                 return commit(&leadership);
             }
-            // A stand-in for the queue and the channel back. Whoever drops the channel last drops leadership.
+            // A stand-in for the queue and the channel back. Its last owner drops leadership.
             let channel = Arc::new(Mutex::new((None::<Leadership<Self>>, None::<Waker>)));
             let committed = Arc::clone(&channel);
             thread::spawn(move || {

@@ -102,7 +102,7 @@ fn reload_on_hangup(keys: WriteKeys, token: AdminToken) -> io::Result<()> {
     Ok(())
 }
 
-const NOT_RELOADED: &str = "can't reload the write keys; keeping the current ones";
+const NOT_RELOADED: &str = "can't reload the write keys and the admin token; keeping the current ones";
 
 fn reload(keys: &WriteKeys, token: &AdminToken) {
     match Config::from_env() {
@@ -116,7 +116,7 @@ fn reload(keys: &WriteKeys, token: &AdminToken) {
             if !config.admin_token.is_closed() {
                 token.replace_with(&config.admin_token);
             }
-            tracing::info!(keys = count, "write keys reloaded");
+            tracing::info!(keys = count, "write keys and admin token reloaded");
         }
         Err(error) => tracing::error!(%error, "{NOT_RELOADED}"),
     }

@@ -6,7 +6,7 @@
 //!   watch, scan ───►
 //! ```
 //!
-//! The catalog may be wrong for a moment: a consumer can take a file at any time. Whoever uses an entry has to check the
+//! The catalog may be wrong for a moment: a consumer can take a file at any time. Code that uses an entry must check the
 //! file. The mutex is held for a few microseconds, and never during a file operation.
 
 use std::collections::{BTreeMap, HashSet};

@@ -19,8 +19,8 @@ impl Store {
     /// Lists all report files, and replaces the catalog. Returns `false` if `pace` ended the scan, which leaves the
     /// catalog as it was.
     ///
-    /// Files that are in the catalog already are not inspected again: a report file never changes, and whoever removes
-    /// one checks it. A million files need 32 MB during the scan.
+    /// A scan inspects only files that the catalog does not contain yet, because report files never change. Retention
+    /// checks each file again before it removes the file. A scan of a million files needs 32 MB.
     ///
     /// # Errors
     /// If the directory cannot be listed. The catalog is left as it was.
