@@ -374,4 +374,42 @@ mod tests {
             unparker.unpark();
         });
     }
+
+    #[tokio::test]
+    async fn a_shutdown_retries_until_every_pending_batch_is_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(dir.path(), &Arc::default()).unwrap());
+        let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 3 };
+        let journals = store.journals(3).unwrap();
+        let buffer = Arc::new(Buffer::new(layout, Ack::Journal, Some(journals), 1000, &Arc::default()));
+        buffer.spawn_committer().unwrap();
+        let report = Reports::check(b"{}").unwrap();
+        for _ in 0..2 {
+            buffer.prepare_journals().unwrap();
+            buffer.append(&report).unwrap().durable().await.unwrap();
+        }
+        buffer.prepare_journals().unwrap();
+        assert!(buffer.append(&report).is_err() && buffer.wants_spill() && buffer.spill());
+        buffer.close();
+        // A directory in place of the staged file stops the batch.
+        let obstacle = dir.path().join("tmp").join(buffer.unpublished()[0].id().report_file());
+        fs::create_dir(&obstacle).unwrap();
+        let (compression, retention) = (Compression { level: 1, threads: 1 }, Retention::default());
+        let maintenance =
+            Maintenance { buffer, store, min_free_bytes: 0, retention, prune_on_full: false, compression };
+        thread::scope(|scope| {
+            let shutdown = scope.spawn(|| maintenance.publish_pending_after(|| ()));
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while maintenance.store.health().error().is_none() {
+                assert!(Instant::now() < deadline);
+                thread::yield_now();
+            }
+            // The shutdown has failed once. It tries again until the batch is published.
+            thread::sleep(20 * RETRY);
+            assert!(!shutdown.is_finished());
+            fs::remove_dir(&obstacle).unwrap();
+            shutdown.join().unwrap();
+        });
+        assert!(!maintenance.buffer.has_unpublished());
+    }
 }
