@@ -649,3 +649,30 @@ async fn a_report_whose_journal_fails_is_stored_when_its_batch_is_flushed() {
     flusher.flush_or_retry(&buffer.next_sealed().unwrap());
     tokio::time::timeout(Duration::from_secs(60), stored).await.expect("the task is woken").unwrap();
 }
+
+#[tokio::test]
+#[cfg_attr(miri, ignore = "Miri does not support these file operations")]
+async fn a_batch_is_spilled_only_when_all_of_it_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = crate::store::Store::open(dir.path(), &Arc::default()).unwrap();
+    let layout = BufferLayout { batches: 2, shards: 1, chunk_bytes: 6 };
+    let journals = store.journals(6).unwrap();
+    let buffer = Buffer::new(layout, Ack::Journal, Some(journals), 1_000, &Arc::default());
+    buffer.spawn_committer().unwrap();
+    let report = Reports::check(b"{}").unwrap();
+    buffer.append(&report).unwrap().durable().await.unwrap();
+    // The journal has its name, but the second report of the batch is only in memory.
+    let waiting = buffer.append(&report).unwrap();
+    for _ in 0..2 {
+        buffer.prepare_journals().unwrap();
+        buffer.append(&report).unwrap();
+    }
+    buffer.prepare_journals().unwrap();
+    assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
+    assert!(buffer.wants_spill() && !buffer.spill());
+    waiting.durable().await.unwrap();
+    drop(waiting);
+    assert!(buffer.wants_spill() && buffer.spill());
+    publish_pending(&store, &buffer);
+    assert_eq!(reports_in(dir.path()), 2);
+}
