@@ -38,6 +38,11 @@ fn text(batch: &Batch) -> String {
     String::from_utf8(lines.concat()).unwrap()
 }
 
+/// A task that was never woken fails the test instead of blocking it.
+async fn in_time<T>(wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("a task was never woken")
+}
+
 /// The lines in the journal of `batch`.
 fn journal_text(data_dir: &Path, batch: &Batch) -> String {
     let mut bytes = fs::read(data_dir.join("journal").join(batch.id().journal())).unwrap();
@@ -85,7 +90,7 @@ async fn a_task_that_waits_for_capacity_is_woken_when_memory_returns() {
     capacity.as_mut().enable();
     assert_eq!(buffer.append(&report).unwrap_err(), AppendError::Full);
     drop(buffer.next_sealed().unwrap());
-    capacity.await;
+    in_time(capacity).await;
     buffer.append(&report).unwrap();
 }
 
@@ -97,7 +102,7 @@ async fn a_task_that_waits_for_capacity_is_woken_by_a_rotation_and_by_a_close() 
         let mut capacity = std::pin::pin!(buffer.capacity());
         capacity.as_mut().enable();
         end(&buffer);
-        capacity.await;
+        in_time(capacity).await;
     }
 }
 
@@ -277,10 +282,10 @@ async fn a_journal_that_cannot_be_written_fails_all_waiting_tasks_and_seals_the_
     let taken = dir.path().join("journal").join(tickets[0].batch.id().journal());
     fs::write(&taken, "").unwrap();
     let [first, second, third] = &tickets;
-    let outcomes = tokio::join!(first.durable(), second.durable());
+    let outcomes = in_time(async { tokio::join!(first.durable(), second.durable()) }).await;
     assert_eq!(outcomes, (Err(NotDurable), Err(NotDurable)));
     fs::remove_file(&taken).unwrap();
-    assert_eq!(third.durable().await, Err(NotDurable), "a later write proves nothing about the first one");
+    assert_eq!(in_time(third.durable()).await, Err(NotDurable), "a later write proves nothing about the first one");
     let next = buffer.append(&report).unwrap();
     assert!(!Arc::ptr_eq(&next.batch, &first.batch));
     assert_eq!(next.durable().await, Ok(()));
