@@ -5,7 +5,8 @@
 //! several in a row. Incomplete lines are appended to the journals of dead servers.
 //!
 //! At the end of a round, each acknowledged report must be in the report files exactly once. No refused report may be
-//! there. The incomplete lines must be in the quarantine.
+//! there. The incomplete lines must be in the quarantine. At random moments, `netwatch_reports_accepted_total` of a server
+//! must be the number of reports that it has acknowledged.
 //!
 //! `CRASH_ROUNDS` is the minimum number of rounds (default: 30). `CRASH_SEED` is the seed of the first round. Each
 //! further round adds one to the seed. The test prints both values, to repeat the run with them.
@@ -19,6 +20,8 @@ use std::mem;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -27,6 +30,7 @@ use rustix::fs::statvfs;
 use rustix::process::Signal;
 
 const CONNECTIONS: usize = 8;
+const ADMIN_TOKEN: &str = "an-admin-token-of-a-test";
 
 /// Maximum number of servers that run in the data directory at the same time.
 const SERVERS: u64 = 2;
@@ -51,6 +55,8 @@ enum Step {
     Kill(usize),
     /// Send SIGTERM to the running server with this index. The next step does not wait until the server ends.
     Stop(usize),
+    /// Compare the counter of the running server with this index with the answers of its clients.
+    Count(usize),
     /// Start a recovery and kill it after this time. A starting server or the `recover` command performs the recovery.
     KillRecovery { in_server: bool, after: Duration },
     /// Append `start` and `length` more bytes to each journal, after its last line. No server runs at this time.
@@ -83,6 +89,7 @@ impl Plan {
         let mut random = Random(seed);
         let mut settings =
             vec![("MAX_BODY_BYTES", "2KiB"), ("FLUSH_INTERVAL", "20ms"), ("WORKERS", "3"), ("MIN_FREE_BYTES", "0")];
+        settings.push(("ADMIN_TOKEN", ADMIN_TOKEN));
         settings.extend(BUFFER_SETTINGS[(seed % BUFFER_SETTINGS.len() as u64) as usize]);
         settings.push(("ACK", if random.below(5) == 0 { "disk" } else { "journal" }));
         let has_space = statvfs(MEMORY).is_ok_and(|memory| memory.f_bavail * memory.f_frsize >= MEMORY_BYTES);
@@ -90,12 +97,13 @@ impl Plan {
         let mut plan = Self { in_memory, settings, steps: Vec::new() };
         let mut running = 0;
         for n in 0..3 + random.below(5) {
-            let step = match random.below(8) {
+            let step = match random.below(9) {
                 _ if n == 0 => Step::Start,
                 0..=3 if running < SERVERS => Step::Start,
                 4 if running == 0 => tear(&mut random),
                 0 | 4 | 5 if running > 0 => Step::Kill(random.below(running) as usize),
                 6 if running > 0 => Step::Stop(random.below(running) as usize),
+                7 if running > 0 => Step::Count(random.below(running) as usize),
                 _ => Step::KillRecovery { in_server: random.below(2) == 0, after: random_duration(&mut random) },
             };
             // Gives a new server time to receive reports.
@@ -132,16 +140,28 @@ fn report(id: &str) -> String {
     format!("{{\"id\":\"{id}\",\"pad\":\"{}\"}}", "x".repeat((n * 37) % 900))
 }
 
+/// What the clients of one server share.
+#[derive(Default)]
+struct Clients {
+    acknowledged: AtomicUsize,
+    /// Each client holds it from a request to its answer. Whoever holds it alone knows that no request is open.
+    open_requests: RwLock<()>,
+}
+
 /// Sends reports until the server ends.
-fn load(mut client: Client, writer: &str) -> Answered {
+fn load(mut client: Client, writer: &str, clients: &Clients) -> Answered {
     let mut answered = Answered::default();
     for n in 0.. {
         let id = format!("{writer}-{n}");
+        let _open = clients.open_requests.read().unwrap();
         if client.try_send(common::request(report(&id).as_bytes())).is_err() {
             break;
         }
         match client.try_answer() {
-            Ok(answer) if answer.status == 200 => answered.acknowledged.push(id),
+            Ok(answer) if answer.status == 200 => {
+                clients.acknowledged.fetch_add(1, Ordering::Relaxed);
+                answered.acknowledged.push(id);
+            }
             Ok(answer) => {
                 let stopping = answer.body.contains(":stopping");
                 answer.assert_problem(503, if stopping { "stopping" } else { "buffer-full" });
@@ -157,7 +177,21 @@ fn load(mut client: Client, writer: &str) -> Answered {
 }
 
 /// A server and its client threads.
-struct Running(Server, Vec<JoinHandle<Answered>>);
+struct Running {
+    server: Server,
+    clients: Arc<Clients>,
+    loads: Vec<JoinHandle<Answered>>,
+}
+
+impl Running {
+    fn count(&self) {
+        let _no_open_request = self.clients.open_requests.write().unwrap();
+        let head = format!("GET /metrics HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {ADMIN_TOKEN}\r\n\r\n");
+        let metrics = self.server.connect().ask(&head, b"").body;
+        let accepted = metrics.lines().find_map(|line| line.strip_prefix("netwatch_reports_accepted_total "));
+        assert_eq!(accepted.unwrap().parse(), Ok(self.clients.acknowledged.load(Ordering::Relaxed)));
+    }
+}
 
 /// The state of one round.
 struct Round {
@@ -171,6 +205,8 @@ struct Round {
     spilled: usize,
     /// Number of recoveries that were killed after they had recovered some journals, but not all.
     interrupted: usize,
+    /// Number of comparisons of a counter with the answers.
+    counted: usize,
 }
 
 impl Round {
@@ -183,19 +219,24 @@ impl Round {
             torn: HashMap::new(),
             spilled: 0,
             interrupted: 0,
+            counted: 0,
         };
         for (index, (step, pause)) in plan.steps.iter().enumerate() {
             match step {
                 Step::Start => round.start(index, &plan.settings),
                 Step::Kill(index) => {
                     let killed = round.running.remove(*index);
-                    killed.0.signal(Signal::KILL);
+                    killed.server.signal(Signal::KILL);
                     round.end(killed, None);
                 }
                 Step::Stop(index) => {
                     let stopping = round.running.remove(*index);
-                    stopping.0.signal(Signal::TERM);
+                    stopping.server.signal(Signal::TERM);
                     round.stopping.push(stopping);
+                }
+                Step::Count(index) => {
+                    round.running[*index].count();
+                    round.counted += 1;
                 }
                 Step::KillRecovery { in_server, after } => round.kill_recovery(*in_server, *after, &plan.settings),
                 Step::Tear { start, length } => round.tear(&format!("{start}{}", "x".repeat(*length))),
@@ -209,12 +250,13 @@ impl Round {
 
     fn start(&mut self, index: usize, settings: &[(&str, &str)]) {
         let server = Server::start_in(self.dir.path(), settings);
+        let clients = Arc::new(Clients::default());
         let load = |writer| {
-            let (client, writer) = (server.connect(), format!("{index}-{writer}"));
-            thread::spawn(move || load(client, &writer))
+            let (client, writer, clients) = (server.connect(), format!("{index}-{writer}"), Arc::clone(&clients));
+            thread::spawn(move || load(client, &writer, &clients))
         };
         let loads = (0..CONNECTIONS).map(load).collect();
-        self.running.push(Running(server, loads));
+        self.running.push(Running { server, clients, loads });
     }
 
     fn end_stopping(&mut self) {
@@ -223,7 +265,7 @@ impl Round {
         }
     }
 
-    fn end(&mut self, Running(mut server, loads): Running, code: Option<i32>) {
+    fn end(&mut self, Running { mut server, loads, .. }: Running, code: Option<i32>) {
         for load in loads {
             let answered = load.join().unwrap();
             self.answered.acknowledged.extend(answered.acknowledged);
@@ -308,16 +350,18 @@ fn acknowledged_reports_survive_any_crash_exactly_once() {
     let first_seed = from_env("CRASH_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     let rounds = from_env("CRASH_ROUNDS").unwrap_or(30);
     println!("CRASH_ROUNDS={rounds} CRASH_SEED={first_seed}");
-    let (mut acknowledged, mut spilled, mut torn, mut interrupted) = (0, 0, 0, 0);
+    let (mut acknowledged, mut spilled, mut torn, mut interrupted, mut counted) = (0, 0, 0, 0, 0);
     for seed in first_seed.. {
         // A run must cover each kind of fault often enough. Otherwise it gets more rounds.
-        let covers_enough = rounds < 30 || acknowledged > 1_000 && spilled > 10 && torn > 10 && interrupted > 3;
+        let covers_enough =
+            rounds < 30 || acknowledged > 1_000 && spilled > 10 && torn > 10 && interrupted > 3 && counted > 5;
         if seed - first_seed >= rounds && covers_enough {
             break;
         }
         assert!(
             seed - first_seed < 5 * rounds,
-            "too few faults: {acknowledged} acknowledged, {spilled} spilled, {torn} torn, {interrupted} interrupted"
+            "too few faults: {acknowledged} acknowledged, {spilled} spilled, {torn} torn, {interrupted} interrupted, \
+             {counted} counted"
         );
         let plan = Plan::draw(seed);
         let round = std::panic::catch_unwind(|| Round::run(&plan));
@@ -326,9 +370,10 @@ fn acknowledged_reports_survive_any_crash_exactly_once() {
         spilled += round.spilled;
         torn += round.torn.len();
         interrupted += round.interrupted;
+        counted += round.counted;
     }
     println!(
         "{acknowledged} reports acknowledged, {spilled} batches spilled, {torn} journals torn, \
-         {interrupted} recoveries interrupted"
+         {interrupted} recoveries interrupted, {counted} counters compared"
     );
 }
