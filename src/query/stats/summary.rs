@@ -31,6 +31,12 @@ pub struct Summary {
     /// Whether a limit was reached: then groups are missing in `series` but counted in `other`, points are missing but
     /// counted in their series, or quantiles and distinct values are less exact.
     pub limited: bool,
+    /// Whether errors were asked for.
+    #[serde(skip)]
+    pub with_errors: bool,
+    /// Whether distinct values were asked for.
+    #[serde(skip)]
+    pub with_distinct: bool,
 }
 
 /// One group.

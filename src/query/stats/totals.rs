@@ -197,6 +197,8 @@ impl Totals {
             reports: self.reports,
             reports_matched: self.reports_matched,
             limited: self.limited,
+            with_errors: options.errors.is_some(),
+            with_distinct: options.distinct.is_some(),
         }
     }
 }
