@@ -321,15 +321,3 @@ mod tests {
         }
     }
 }
-impl Path {
-    pub(super) fn first<'a>(&self, line: &'a [u8]) -> Option<&'a [u8]> {
-        let mut value: &serde_json::value::RawValue = serde_json::from_slice(line).ok()?;
-        for step in &self.steps {
-            let Step::Member(name) = step else { return None };
-            let mut map: std::collections::HashMap<String, &serde_json::value::RawValue> =
-                serde_json::from_str(value.get()).ok()?;
-            value = map.remove(name)?;
-        }
-        Some(value.get().as_bytes())
-    }
-}

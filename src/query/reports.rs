@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::extract::{Extractor, Found};
 use super::filter::{Evaluator, Filter, Verdict};
 use super::output::Output;
 use super::path::Path;
@@ -188,13 +189,14 @@ struct Worker<'a> {
     query: &'a Query,
     incomplete: &'a Incomplete,
     evaluator: Option<Evaluator>,
-    time: Option<Path>,
+    /// Finds the time of a report, if there is a time range.
+    time: Option<(Extractor, Found)>,
     block: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
     fn new(query: &'a Query, incomplete: &'a Incomplete) -> Self {
-        let time = query.range.is_limited().then(|| query.time.path());
+        let time = query.range.is_limited().then(|| (Extractor::new(&[&query.time.path()], &[]), Found::default()));
         Self { query, incomplete, evaluator: query.filter.as_ref().map(Filter::evaluator), time, block: Vec::new() }
     }
 
@@ -310,8 +312,8 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         let report = &line[..line.len() - 1];
-        if let Some(path) = &self.time {
-            let time = path.first(report).and_then(time_of_value);
+        if let Some((time, found)) = &mut self.time {
+            let time = time.first(report, found).and_then(time_of_value);
             if !time.map_or(overlaps, |time| self.query.range.contains(time)) {
                 return Ok(());
             }
