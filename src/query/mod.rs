@@ -8,6 +8,7 @@
 //! Depends on `store` only. The command line and HTTP are thin interfaces to it.
 
 mod extract;
+mod fast;
 mod filter;
 mod output;
 mod path;
