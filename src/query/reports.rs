@@ -10,7 +10,6 @@ use std::time::SystemTime;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::extract::{Extractor, Found};
 use super::filter::{Evaluator, Filter, Verdict};
 use super::output::Output;
 use super::path::Path;
@@ -85,7 +84,7 @@ impl Incomplete {
     /// Maximum number of files that are named.
     const MAX_NAMED: usize = 20;
 
-    fn skip(&self, what: String) {
+    pub(super) fn skip(&self, what: String) {
         let mut state = self.lock();
         state.skipped_count += 1;
         if state.skipped.len() < Self::MAX_NAMED {
@@ -93,7 +92,7 @@ impl Incomplete {
         }
     }
 
-    fn fail(&self, message: String) {
+    pub(super) fn fail(&self, message: String) {
         let mut state = self.lock();
         state.failed_reports += 1;
         state.first_failure.get_or_insert(message);
@@ -122,7 +121,8 @@ impl Incomplete {
 
 impl ReportTime {
     /// The path of the member.
-    fn path(&self) -> Path {
+    #[must_use]
+    pub fn path(&self) -> Path {
         match self {
             Self::Received => "._received_at".parse().expect("it is a valid path"),
             Self::Member(path) => path.clone(),
@@ -130,7 +130,7 @@ impl ReportTime {
     }
 
     /// The latest first report of a batch that may contain a report of this range.
-    fn last_start(&self, range: &TimeRange) -> Option<Timestamp> {
+    pub(super) fn last_start(&self, range: &TimeRange) -> Option<Timestamp> {
         match self {
             Self::Received => range.until.map(|until| until.saturating_add(MAX_DELAY).unwrap_or(Timestamp::MAX)),
             // A client may report long after the time in its report.
@@ -190,13 +190,13 @@ struct Worker<'a> {
     incomplete: &'a Incomplete,
     evaluator: Option<Evaluator>,
     /// Finds the time of a report, if there is a time range.
-    time: Option<(Extractor, Found)>,
+    time: Option<Path>,
     block: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
     fn new(query: &'a Query, incomplete: &'a Incomplete) -> Self {
-        let time = query.range.is_limited().then(|| (Extractor::new(&[&query.time.path()], &[]), Found::default()));
+        let time = query.range.is_limited().then(|| query.time.path());
         Self { query, incomplete, evaluator: query.filter.as_ref().map(Filter::evaluator), time, block: Vec::new() }
     }
 
@@ -312,8 +312,8 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         let report = &line[..line.len() - 1];
-        if let Some((time, found)) = &mut self.time {
-            let time = time.first(report, found).and_then(time_of_value);
+        if let Some(path) = &self.time {
+            let time = path.first(report).and_then(time_of_value);
             if !time.map_or(overlaps, |time| self.query.range.contains(time)) {
                 return Ok(());
             }
