@@ -37,13 +37,20 @@ pub(super) struct AdminRoutes;
 impl Handler for Routes {
     async fn answer(context: RequestContext<'_>, request: Request<Incoming>) -> Response<ResponseBody> {
         let has_admin_listener = context.connection.app.has_admin_listener;
-        answer_and_count(context, request, |route| !(has_admin_listener && is_for_readers(route))).await
+        let on_this_port = |route| match route {
+            // Only the other methods of this path.
+            Route::Query if has_admin_listener => Route::Reports,
+            route if has_admin_listener && is_for_readers(route) => Route::Other,
+            route => route,
+        };
+        answer_and_count(context, request, on_this_port).await
     }
 }
 
 impl Handler for AdminRoutes {
     async fn answer(context: RequestContext<'_>, request: Request<Incoming>) -> Response<ResponseBody> {
-        answer_and_count(context, request, |route| route != Route::Reports).await
+        let on_this_port = |route| if route == Route::Reports { Route::Other } else { route };
+        answer_and_count(context, request, on_this_port).await
     }
 }
 
@@ -59,10 +66,10 @@ fn is_for_readers(route: Route) -> bool {
 async fn answer_and_count(
     mut context: RequestContext<'_>,
     request: Request<Incoming>,
-    is_served: impl FnOnce(Route) -> bool,
+    on_this_port: impl FnOnce(Route) -> Route,
 ) -> Response<ResponseBody> {
-    let (started, route) = (Instant::now(), route_of(request.method(), request.uri().path()));
-    let route = if is_served(route) { route } else { Route::Other };
+    let started = Instant::now();
+    let route = on_this_port(route_of(request.method(), request.uri().path()));
     let app = Arc::clone(&context.connection.app);
     let response = answer(&mut context, request, route).await;
     app.metrics.count_request(route, response.status().as_u16(), started.elapsed());
