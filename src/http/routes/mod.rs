@@ -4,6 +4,7 @@ mod health;
 mod ingest;
 mod metrics;
 mod openapi;
+mod page;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -82,7 +83,7 @@ async fn answer(context: &mut RequestContext<'_>, request: Request<Incoming>, ro
         Route::Readyz => get_only(&request).map(|()| health::ready(app)),
         Route::Openapi => get_only(&request).map(|()| openapi::document()),
         Route::Metrics => metrics(app, &request).await,
-        Route::Other => Err(ApiError::NotFound),
+        Route::Other => page(&request),
     };
     result.unwrap_or_else(|error| refuse(context, &error, logged))
 }
@@ -120,6 +121,12 @@ async fn metrics(app: &Arc<App>, request: &Request<Incoming>) -> Result<Response
     get_only(request)?;
     app.admin.admit_to_metrics(request.headers()).await.inspect_err(|_| app.metrics.admin_refused.add(1))?;
     metrics::get(app, request.headers()).await
+}
+
+/// The web page. It contains no data, so everybody may load it.
+fn page(request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, ApiError> {
+    let asset = page::asset(request.uri().path()).ok_or(ApiError::NotFound)?;
+    get_only(request).map(|()| asset.response(request.headers()))
 }
 
 fn get_only(request: &Request<Incoming>) -> Result<(), ApiError> {
