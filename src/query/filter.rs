@@ -12,6 +12,8 @@ use jaq_core::load::{Arena, File, Loader, lex, parse};
 use jaq_core::{Compiler, Ctx, Vars, unwrap_valr};
 use jaq_json::Val;
 
+use super::fast::{Fast, FastVerdict};
+
 /// Maximum length of a filter.
 const MAX_BYTES: usize = 16 << 10;
 
@@ -46,6 +48,7 @@ pub enum Verdict<'a> {
 
 /// A filter that is ready to run on one thread.
 pub struct Evaluator {
+    fast: Option<Fast>,
     filter: jaq_core::Filter<JustLut<Val>>,
     text: Vec<u8>,
 }
@@ -64,12 +67,7 @@ impl Filter {
         }
         // `select(f)` keeps the reports for which `f` is true, and so does `f` itself. Without `select`, the report is
         // not parsed and printed again.
-        let tokens = lex::Lexer::new(code).lex();
-        let term = tokens.ok().and_then(|tokens| {
-            let parsed = parse::Parser::new(&tokens).parse(|parser| parser.term()).ok()?;
-            selected(code, &parsed)
-        });
-        let code = term.unwrap_or_else(|| code.to_owned());
+        let code = parse_term(code, |term| selected(code, term)).unwrap_or_else(|| code.to_owned());
         compile(&code)?;
         Ok(Self { code })
     }
@@ -78,7 +76,7 @@ impl Filter {
     #[must_use]
     pub fn evaluator(&self) -> Evaluator {
         let filter = compile(&self.code).expect("it was compiled before");
-        Evaluator { filter, text: Vec::new() }
+        Evaluator { fast: parse_term(&self.code, |term| Fast::new(term)), filter, text: Vec::new() }
     }
 }
 
@@ -89,6 +87,26 @@ impl Evaluator {
     /// # Errors
     /// The message of the filter's error, such as an index into a number.
     pub fn run<B>(
+        &mut self,
+        report: &[u8],
+        mut each: impl FnMut(Verdict<'_>) -> ControlFlow<B>,
+    ) -> Result<ControlFlow<B>, String> {
+        if let Some(fast) = &mut self.fast {
+            match fast.run(report) {
+                FastVerdict::Keep => return Ok(each(Verdict::Keep)),
+                FastVerdict::LeaveOut => return Ok(ControlFlow::Continue(())),
+                FastVerdict::Value(value) => return Ok(each(Verdict::Value(value))),
+                FastVerdict::Reprint(value) => {
+                    let value = jaq_json::read::parse_single(value).map_err(|error| error.to_string())?;
+                    return Ok(each(Verdict::Value(value.to_string().as_bytes())));
+                }
+                FastVerdict::Unknown => {}
+            }
+        }
+        self.interpret(report, each)
+    }
+
+    fn interpret<B>(
         &mut self,
         report: &[u8],
         mut each: impl FnMut(Verdict<'_>) -> ControlFlow<B>,
@@ -124,8 +142,14 @@ impl Evaluator {
     }
 }
 
+/// Passes the parsed filter to `use_term`.
+fn parse_term<T>(code: &str, use_term: impl FnOnce(&Term<&str>) -> Option<T>) -> Option<T> {
+    let tokens = lex::Lexer::new(code).lex().ok()?;
+    use_term(&parse::Parser::new(&tokens).parse(|parser| parser.term()).ok()?)
+}
+
 /// The argument of a filter that is only `select(…)`.
-fn selected<'a>(code: &'a str, term: &Term<&'a str>) -> Option<String> {
+fn selected(code: &str, term: &Term<&str>) -> Option<String> {
     match term {
         Term::Call("select", arguments) if arguments.len() == 1 => {
             let inner = code.trim().strip_prefix("select")?.trim_start().strip_prefix('(')?.strip_suffix(')')?;
@@ -198,8 +222,21 @@ fn depth(code: &str) -> usize {
 }
 
 #[cfg(all(test, not(netwatch_loom)))]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// What the interpreter makes of a report. `None` stands for the report itself.
+    pub(in crate::query) fn interpreted(filter: &str, report: &[u8]) -> Result<Vec<Option<String>>, String> {
+        let mut outputs = Vec::new();
+        let done = Filter::parse(filter).unwrap().evaluator().interpret(report, |verdict| {
+            outputs.push(match verdict {
+                Verdict::Keep => None,
+                Verdict::Value(value) => Some(String::from_utf8(value.to_vec()).unwrap()),
+            });
+            ControlFlow::<()>::Continue(())
+        });
+        done.map(|_| outputs)
+    }
 
     const REPORT: &[u8] = br#"{"a":{"b":1},"list":[1,2],"up":true,"text":"x\ty"}"#;
 

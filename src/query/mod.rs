@@ -1,12 +1,14 @@
-//! Queries: reports that match a filter, in the order of their batches.
+//! Queries: reports that match a filter, values at paths, and statistics about them.
 //!
 //! ```text
 //!   store: batches ──► scan (several threads) ──► filter ──► output (in order)
+//!                                            └──► extract ──► stats (merged)
 //! ```
 //!
 //! Depends on `store` only. The command line and HTTP are thin interfaces to it.
 
 mod extract;
+mod fast;
 mod filter;
 mod output;
 mod path;

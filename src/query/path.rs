@@ -49,6 +49,10 @@ pub struct InvalidPath {
 }
 
 impl Path {
+    pub(super) fn of(steps: Vec<Step>) -> Self {
+        Self { steps }
+    }
+
     pub(super) fn steps(&self) -> &[Step] {
         &self.steps
     }

@@ -18,7 +18,7 @@ use super::scan::{self, Results, Stopped};
 use crate::store::{OpenBatch, Store, StoredBatch};
 
 /// Lines that are in memory to print a batch in reverse. A longer batch is read several times.
-const REVERSED_BYTES: usize = 16 << 20;
+const REVERSED_BYTES: usize = if cfg!(test) { 300 << 10 } else { 16 << 20 };
 
 /// A report may be stored this long after the time in its stamp: its body may take so long to arrive.
 const MAX_DELAY: SignedDuration = SignedDuration::from_mins(10);
@@ -189,6 +189,7 @@ struct Worker<'a> {
     query: &'a Query,
     incomplete: &'a Incomplete,
     evaluator: Option<Evaluator>,
+    /// Finds the time of a report, if there is a time range.
     time: Option<Path>,
     block: Vec<u8>,
 }
@@ -408,4 +409,118 @@ pub fn lines_of(block: &[u8]) -> impl Iterator<Item = &[u8]> {
         start = newline + 1;
         line
     })
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::query::Format;
+    use crate::store::{BatchId, Compression};
+
+    /// A data directory with batches of these many reports, one batch per minute. Each report has a number.
+    fn store(batches: &[usize]) -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &std::sync::Arc::default()).unwrap();
+        let mut number = 0;
+        for (minute, reports) in batches.iter().enumerate() {
+            let first = SystemTime::from(start()) + Duration::from_secs(60 * minute as u64);
+            let lines: String = (0..*reports)
+                .map(|_| {
+                    number += 1;
+                    format!("{{\"n\":{number},\"at\":{},\"pad\":\"{}\"}}\n", number * 1000, "x".repeat(number % 500))
+                })
+                .collect();
+            let id = BatchId::new(first);
+            let last = first + Duration::from_secs(30);
+            let compression = Compression { level: 1, threads: 1 };
+            let mut staged = store.stage(id, &[lines.as_bytes()], last, compression).unwrap();
+            store.publish(&mut staged, compression).unwrap();
+        }
+        (dir, store)
+    }
+
+    fn start() -> Timestamp {
+        "2026-11-22T15:00:00Z".parse().unwrap()
+    }
+
+    fn after(seconds: i64) -> Option<Timestamp> {
+        Some(start() + SignedDuration::from_secs(seconds))
+    }
+
+    fn run(store: &Store, query: &Query) -> (Vec<usize>, Vec<String>) {
+        let incomplete = Incomplete::default();
+        let mut text = Vec::new();
+        let mut output = Output::new(Format::Ndjson, &mut text, query.limit);
+        query.run(store, &mut output, &incomplete, &|_| {}).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let number = |line: &str| match line.parse() {
+            Ok(number) => number,
+            Err(_) => serde_json::from_str::<serde_json::Value>(line).unwrap()["n"].as_u64().unwrap() as usize,
+        };
+        (text.lines().map(number).collect(), incomplete.lines())
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_reports_or_the_reverse() {
+        let (_dir, store) = store(&[1, 5000, 3, 200]);
+        let all: Vec<usize> = (1..=5204).collect();
+        let reversed: Vec<usize> = all.iter().rev().copied().collect();
+        // The second batch is larger than what is in memory at once.
+        assert!(5000 * 250 > 3 * REVERSED_BYTES);
+        assert!(run(&store, &Query::all()) == (all, vec![]));
+        assert!(run(&store, &Query { order: Order::Desc, ..Query::all() }) == (reversed.clone(), vec![]));
+        for limit in [0, 1, 200, 204, 3000, 5204, 9000] {
+            let latest = Query { order: Order::Desc, limit: Some(limit), ..Query::all() };
+            assert!(run(&store, &latest).0 == reversed[..limit.min(5204)], "{limit}");
+            let oldest = Query { limit: Some(limit), ..Query::all() };
+            assert!(run(&store, &oldest).0 == (1..=limit.min(5204)).collect::<Vec<_>>(), "{limit}");
+        }
+        let filter = Some(Filter::parse("select(.n % 1000 == 0) | .n").unwrap());
+        let thousands = Query { order: Order::Desc, filter, ..Query::all() };
+        assert_eq!(run(&store, &thousands).0, [5000, 4000, 3000, 2000, 1000]);
+    }
+
+    #[test]
+    fn a_range_selects_by_the_time_of_the_report_or_else_of_its_batch() {
+        let (_dir, store) = store(&[10, 10, 10]);
+        let range = |since, until| Query { range: TimeRange { since, until }, ..Query::all() };
+        assert_eq!(run(&store, &range(after(31), None)).0, (11..=30).collect::<Vec<_>>());
+        assert_eq!(run(&store, &range(after(70), None)).0, (11..=30).collect::<Vec<_>>(), "a part of the second");
+        assert_eq!(run(&store, &range(None, after(59))).0, (1..=10).collect::<Vec<_>>());
+        assert_eq!(run(&store, &range(after(31), after(59))).0, [0; 0]);
+        // `at` is in milliseconds since 1970, long before the batches.
+        let time = ReportTime::Member(".at".parse().unwrap());
+        let (since, until) = (Timestamp::from_second(5).ok(), Timestamp::from_second(12).ok());
+        let own = Query { time, ..range(since, until) };
+        assert_eq!(run(&store, &own).0, (5..=12).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_named_and_the_others_are_read() {
+        let (dir, store) = store(&[10, 10, 10]);
+        let mut files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.is_file());
+        files.sort();
+        let bytes = fs::read(&files[1]).unwrap();
+        for damaged in
+            [&bytes[..bytes.len() - 1], b"", b"no zstd", &[&bytes[..60], &[bytes[60] ^ 1], &bytes[61..]].concat()]
+        {
+            fs::write(&files[1], damaged).unwrap();
+            for order in [Order::Asc, Order::Desc] {
+                let (numbers, incomplete) = run(&store, &Query { order, ..Query::all() });
+                let others: Vec<_> = numbers.iter().filter(|number| !(11..=20).contains(*number)).collect();
+                assert_eq!(others.len(), 20);
+                assert_eq!(incomplete.len(), 1, "{incomplete:?}");
+                assert!(incomplete[0].contains(files[1].file_name().unwrap().to_str().unwrap()), "{incomplete:?}");
+            }
+        }
+        fs::write(&files[1], zstd::encode_all(&b"{\"n\":1}\n{\"n\":"[..], 1).unwrap()).unwrap();
+        assert!(run(&store, &Query::all()).1[0].contains("the last line has no line break"));
+        let failing = Query { filter: Some(Filter::parse(".n.x").unwrap()), ..Query::all() };
+        let (_, incomplete) = run(&store, &failing);
+        assert!(incomplete[1].starts_with("the filter failed for 21 reports, which are left out: "), "{incomplete:?}");
+    }
 }
