@@ -10,6 +10,7 @@ mod query;
 mod reading;
 mod recover;
 mod serve;
+mod stats;
 mod tail;
 mod verify;
 
@@ -73,6 +74,8 @@ enum Command {
         /// The data directory [default: DATA_DIR]
         dir: Option<PathBuf>,
     },
+    /// Print statistics of a number in the reports, by group and time
+    Stats(Box<stats::StatsArgs>),
     /// Print the latest reports, and those that arrive
     Tail(tail::TailArgs),
     /// Read every report file and journal and check it. Exit code 1 if one is corrupt.
@@ -111,6 +114,7 @@ pub fn run() -> ExitCode {
         }
         Some(Command::Query(args)) => query::run(args),
         Some(Command::Recover { dir }) => recover::run(dir),
+        Some(Command::Stats(args)) => stats::run(*args),
         Some(Command::Tail(args)) => tail::run(args),
         Some(Command::Verify { dir }) => verify::run(dir),
     };

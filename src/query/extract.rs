@@ -17,11 +17,11 @@ use std::ops::Range;
 use super::path::{Path, Step};
 
 /// Maximum number of paths of one walk.
-pub const MAX_PATHS: usize = 8;
+pub(super) const MAX_PATHS: usize = 8;
 
 /// Finds the values at fixed paths.
 #[derive(Debug)]
-pub struct Extractor {
+pub(super) struct Extractor {
     /// The tree of all steps. The first node is the report.
     nodes: Vec<Node>,
     paths: usize,
@@ -47,11 +47,11 @@ struct Node {
 }
 
 /// The byte range of a value in its report.
-pub type Span = Range<u32>;
+pub(super) type Span = Range<u32>;
 
 /// The values of one report. It is used again for each report, so that its memory is, too.
 #[derive(Debug, Default)]
-pub struct Found {
+pub(super) struct Found {
     /// The values of each path, in the order of the report.
     values: Vec<Vec<Span>>,
     /// For each pair: the number of values of both paths at the end of each element of the scope.
@@ -63,8 +63,7 @@ impl Extractor {
     ///
     /// # Panics
     /// If there are more than [`MAX_PATHS`] paths, or a pair contains the index of no path.
-    #[must_use]
-    pub fn new(paths: &[&Path], pairs: &[(usize, usize)]) -> Self {
+    pub(super) fn new(paths: &[&Path], pairs: &[(usize, usize)]) -> Self {
         assert!(paths.len() <= MAX_PATHS && pairs.len() <= MAX_PATHS, "too many paths");
         let mut this = Self { nodes: vec![Node::default()], paths: paths.len(), pairs: pairs.to_vec() };
         for (path, steps) in paths.iter().map(|path| path.steps()).enumerate() {
@@ -114,7 +113,7 @@ impl Extractor {
 
     /// Finds the values in `line`, a report. Returns false, and no values, if the line is not a JSON object. A line
     /// that is not valid JSON may also give some values.
-    pub fn find(&self, line: &[u8], found: &mut Found) -> bool {
+    pub(super) fn find(&self, line: &[u8], found: &mut Found) -> bool {
         found.reset(self.paths, self.pairs.len());
         let start = skip_blank(line, 0);
         let walk = Walk { line, nodes: &self.nodes, pairs: &self.pairs };
@@ -131,31 +130,27 @@ impl Extractor {
         }
         true
     }
-
-    /// The first value at the first path, as JSON text.
-    #[must_use]
-    pub fn first<'a>(&self, line: &'a [u8], found: &mut Found) -> Option<&'a [u8]> {
-        self.find(line, found);
-        found.values(0).first().map(|span| bytes(line, span))
-    }
 }
 
 /// The bytes of `line` at `span`.
-#[must_use]
-pub fn bytes<'a>(line: &'a [u8], span: &Span) -> &'a [u8] {
+pub(super) fn bytes<'a>(line: &'a [u8], span: &Span) -> &'a [u8] {
     &line[span.start as usize..span.end as usize]
 }
 
 impl Found {
     /// The values at a path, in the order of the report.
-    #[must_use]
-    pub fn values(&self, path: usize) -> &[Span] {
+    pub(super) fn values(&self, path: usize) -> &[Span] {
         &self.values[path]
     }
 
     /// Calls `take` for each element of the scope of a pair, with the values of both paths in it. An element without
     /// values of the first path may be left out.
-    pub fn for_each_scope(&self, pair: usize, (one, another): (usize, usize), mut take: impl FnMut(&[Span], &[Span])) {
+    pub(super) fn for_each_scope(
+        &self,
+        pair: usize,
+        (one, another): (usize, usize),
+        mut take: impl FnMut(&[Span], &[Span]),
+    ) {
         let mut start = (0, 0);
         for end in &self.scopes[pair] {
             if start.0 < end.0 {
@@ -214,7 +209,7 @@ impl Walk<'_> {
     fn value(&self, start: usize, node: usize, found: &mut Found) -> Option<usize> {
         let node = &self.nodes[node];
         let end = match self.line.get(start)? {
-            b'{' if !node.members.is_empty() => self.object(start + 1, node, found)?,
+            b'{' if !node.members.is_empty() => self.object(start, node, found)?,
             b'[' if node.each.is_some() || !node.indexes.is_empty() => self.array(start + 1, node, found)?,
             _ => skip_value(self.line, start)?,
         };
@@ -225,34 +220,17 @@ impl Walk<'_> {
     }
 
     fn object(&self, start: usize, node: &Node, found: &mut Found) -> Option<usize> {
-        let line = self.line;
         let mut seen = Seen::default();
-        let mut at = skip_blank(line, start);
-        if *line.get(at)? == b'}' {
-            return Some(at + 1);
-        }
-        loop {
-            let (name, end) = string(line, at)?;
-            at = skip_blank(line, end);
-            if *line.get(at)? != b':' {
-                return None;
-            }
-            at = skip_blank(line, at + 1);
-            at = match node.members.iter().position(|(member, _)| name.is(member)) {
+        for_each_member(self.line, start, |name, value| {
+            match node.members.iter().position(|(member, _)| name.is(member)) {
                 Some(index) => {
                     let child = node.members[index].1;
                     seen.begin(index, &self.nodes[child], found);
-                    self.value(at, child, found)?
+                    self.value(value, child, found)
                 }
-                None => skip_value(line, at)?,
-            };
-            at = skip_blank(line, at);
-            match line.get(at)? {
-                b',' => at = skip_blank(line, at + 1),
-                b'}' => return Some(at + 1),
-                _ => return None,
+                None => skip_value(self.line, value),
             }
-        }
+        })
     }
 
     fn array(&self, start: usize, node: &Node, found: &mut Found) -> Option<usize> {
@@ -289,6 +267,78 @@ impl Walk<'_> {
             }
         }
         None
+    }
+}
+
+impl Path {
+    /// The first value at this path in `line`, a report, as JSON text. For several paths, an [`Extractor`] is faster.
+    pub(super) fn first<'a>(&self, line: &'a [u8]) -> Option<&'a [u8]> {
+        let start = skip_blank(line, 0);
+        let start = first(line, start, self.steps())?;
+        Some(&line[start..skip_value(line, start)?])
+    }
+}
+
+/// The offset of the first value after `steps` from the value at `start`.
+fn first(line: &[u8], start: usize, steps: &[Step]) -> Option<usize> {
+    let Some((step, steps)) = steps.split_first() else { return Some(start) };
+    match (step, line.get(start)?) {
+        (Step::Member(wanted), b'{') => {
+            let mut member = None;
+            for_each_member(line, start, |name, value| {
+                member = if name.is(wanted) { Some(value) } else { member };
+                skip_value(line, value)
+            })?;
+            first(line, member?, steps)
+        }
+        (Step::Index(_) | Step::Each, b'[') => {
+            let mut index = 0;
+            let mut at = skip_blank(line, start + 1);
+            while *line.get(at)? != b']' {
+                match step {
+                    Step::Index(wanted) if *wanted == index => return first(line, at, steps),
+                    Step::Each => {
+                        if let Some(found) = first(line, at, steps) {
+                            return Some(found);
+                        }
+                    }
+                    _ => {}
+                }
+                at = skip_blank(line, skip_value(line, at)?);
+                at = if *line.get(at)? == b',' { skip_blank(line, at + 1) } else { at };
+                index += 1;
+            }
+            None
+        }
+        _ => None,
+    }
+}
+
+/// Calls `read` for each member of the object at `start`, with the offset of its value. `read` returns the offset after
+/// the value. Returns the offset after the object.
+#[inline]
+fn for_each_member<'a>(
+    line: &'a [u8],
+    start: usize,
+    mut read: impl FnMut(Name<'a>, usize) -> Option<usize>,
+) -> Option<usize> {
+    let mut at = skip_blank(line, start + 1);
+    if *line.get(at)? == b'}' {
+        return Some(at + 1);
+    }
+    loop {
+        let (name, end) = string(line, at)?;
+        at = skip_blank(line, end);
+        if *line.get(at)? != b':' {
+            return None;
+        }
+        at = read(name, skip_blank(line, at + 1))?;
+        at = skip_blank(line, at);
+        match line.get(at)? {
+            b',' => at = skip_blank(line, at + 1),
+            b'}' => return Some(at + 1),
+            _ => return None,
+        }
     }
 }
 

@@ -17,7 +17,6 @@ mod reports;
 mod scan;
 pub mod stats;
 
-pub use self::extract::{Extractor, Found};
 pub use self::filter::{Evaluator, Filter, FilterError, Verdict};
 pub use self::output::{Format, Output};
 pub use self::path::{InvalidPath, Path};

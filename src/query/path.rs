@@ -16,10 +16,10 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Maximum length of a path.
-pub const MAX_PATH_BYTES: usize = 1024;
+const MAX_PATH_BYTES: usize = 1024;
 
 /// Maximum number of steps of a path.
-pub const MAX_PATH_STEPS: usize = 32;
+const MAX_PATH_STEPS: usize = 32;
 
 /// Where values are within a report.
 #[derive(Debug, Clone, PartialEq, Eq)]

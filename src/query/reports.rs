@@ -10,7 +10,6 @@ use std::time::SystemTime;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::extract::{Extractor, Found};
 use super::filter::{Evaluator, Filter, Verdict};
 use super::output::Output;
 use super::path::Path;
@@ -85,7 +84,7 @@ impl Incomplete {
     /// Maximum number of files that are named.
     const MAX_NAMED: usize = 20;
 
-    fn skip(&self, what: String) {
+    pub(super) fn skip(&self, what: String) {
         let mut state = self.lock();
         state.skipped_count += 1;
         if state.skipped.len() < Self::MAX_NAMED {
@@ -93,7 +92,7 @@ impl Incomplete {
         }
     }
 
-    fn fail(&self, message: String) {
+    pub(super) fn fail(&self, message: String) {
         let mut state = self.lock();
         state.failed_reports += 1;
         state.first_failure.get_or_insert(message);
@@ -122,7 +121,8 @@ impl Incomplete {
 
 impl ReportTime {
     /// The path of the member.
-    fn path(&self) -> Path {
+    #[must_use]
+    pub fn path(&self) -> Path {
         match self {
             Self::Received => "._received_at".parse().expect("it is a valid path"),
             Self::Member(path) => path.clone(),
@@ -130,7 +130,7 @@ impl ReportTime {
     }
 
     /// The latest first report of a batch that may contain a report of this range.
-    fn last_start(&self, range: &TimeRange) -> Option<Timestamp> {
+    pub(super) fn last_start(&self, range: &TimeRange) -> Option<Timestamp> {
         match self {
             Self::Received => range.until.map(|until| until.saturating_add(MAX_DELAY).unwrap_or(Timestamp::MAX)),
             // A client may report long after the time in its report.
@@ -190,13 +190,13 @@ struct Worker<'a> {
     incomplete: &'a Incomplete,
     evaluator: Option<Evaluator>,
     /// Finds the time of a report, if there is a time range.
-    time: Option<(Extractor, Found)>,
+    time: Option<Path>,
     block: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
     fn new(query: &'a Query, incomplete: &'a Incomplete) -> Self {
-        let time = query.range.is_limited().then(|| (Extractor::new(&[&query.time.path()], &[]), Found::default()));
+        let time = query.range.is_limited().then(|| query.time.path());
         Self { query, incomplete, evaluator: query.filter.as_ref().map(Filter::evaluator), time, block: Vec::new() }
     }
 
@@ -312,8 +312,8 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         let report = &line[..line.len() - 1];
-        if let Some((time, found)) = &mut self.time {
-            let time = time.first(report, found).and_then(time_of_value);
+        if let Some(path) = &self.time {
+            let time = path.first(report).and_then(time_of_value);
             if !time.map_or(overlaps, |time| self.query.range.contains(time)) {
                 return Ok(());
             }
@@ -409,4 +409,118 @@ pub fn lines_of(block: &[u8]) -> impl Iterator<Item = &[u8]> {
         start = newline + 1;
         line
     })
+}
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::query::Format;
+    use crate::store::{BatchId, Compression};
+
+    /// A data directory with batches of these many reports, one batch per minute. Each report has a number.
+    fn store(batches: &[usize]) -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), &std::sync::Arc::default()).unwrap();
+        let mut number = 0;
+        for (minute, reports) in batches.iter().enumerate() {
+            let first = SystemTime::from(start()) + Duration::from_secs(60 * minute as u64);
+            let lines: String = (0..*reports)
+                .map(|_| {
+                    number += 1;
+                    format!("{{\"n\":{number},\"at\":{},\"pad\":\"{}\"}}\n", number * 1000, "x".repeat(number % 500))
+                })
+                .collect();
+            let id = BatchId::new(first);
+            let last = first + Duration::from_secs(30);
+            let compression = Compression { level: 1, threads: 1 };
+            let mut staged = store.stage(id, &[lines.as_bytes()], last, compression).unwrap();
+            store.publish(&mut staged, compression).unwrap();
+        }
+        (dir, store)
+    }
+
+    fn start() -> Timestamp {
+        "2026-11-22T15:00:00Z".parse().unwrap()
+    }
+
+    fn after(seconds: i64) -> Option<Timestamp> {
+        Some(start() + SignedDuration::from_secs(seconds))
+    }
+
+    fn run(store: &Store, query: &Query) -> (Vec<usize>, Vec<String>) {
+        let incomplete = Incomplete::default();
+        let mut text = Vec::new();
+        let mut output = Output::new(Format::Ndjson, &mut text, query.limit);
+        query.run(store, &mut output, &incomplete, &|_| {}).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let number = |line: &str| match line.parse() {
+            Ok(number) => number,
+            Err(_) => serde_json::from_str::<serde_json::Value>(line).unwrap()["n"].as_u64().unwrap() as usize,
+        };
+        (text.lines().map(number).collect(), incomplete.lines())
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_reports_or_the_reverse() {
+        let (_dir, store) = store(&[1, 5000, 3, 200]);
+        let all: Vec<usize> = (1..=5204).collect();
+        let reversed: Vec<usize> = all.iter().rev().copied().collect();
+        // The second batch is larger than what is in memory at once.
+        assert!(5000 * 250 > 3 * REVERSED_BYTES);
+        assert!(run(&store, &Query::all()) == (all, vec![]));
+        assert!(run(&store, &Query { order: Order::Desc, ..Query::all() }) == (reversed.clone(), vec![]));
+        for limit in [0, 1, 200, 204, 3000, 5204, 9000] {
+            let latest = Query { order: Order::Desc, limit: Some(limit), ..Query::all() };
+            assert!(run(&store, &latest).0 == reversed[..limit.min(5204)], "{limit}");
+            let oldest = Query { limit: Some(limit), ..Query::all() };
+            assert!(run(&store, &oldest).0 == (1..=limit.min(5204)).collect::<Vec<_>>(), "{limit}");
+        }
+        let filter = Some(Filter::parse("select(.n % 1000 == 0) | .n").unwrap());
+        let thousands = Query { order: Order::Desc, filter, ..Query::all() };
+        assert_eq!(run(&store, &thousands).0, [5000, 4000, 3000, 2000, 1000]);
+    }
+
+    #[test]
+    fn a_range_selects_by_the_time_of_the_report_or_else_of_its_batch() {
+        let (_dir, store) = store(&[10, 10, 10]);
+        let range = |since, until| Query { range: TimeRange { since, until }, ..Query::all() };
+        assert_eq!(run(&store, &range(after(31), None)).0, (11..=30).collect::<Vec<_>>());
+        assert_eq!(run(&store, &range(after(70), None)).0, (11..=30).collect::<Vec<_>>(), "a part of the second");
+        assert_eq!(run(&store, &range(None, after(59))).0, (1..=10).collect::<Vec<_>>());
+        assert_eq!(run(&store, &range(after(31), after(59))).0, [0; 0]);
+        // `at` is in milliseconds since 1970, long before the batches.
+        let time = ReportTime::Member(".at".parse().unwrap());
+        let (since, until) = (Timestamp::from_second(5).ok(), Timestamp::from_second(12).ok());
+        let own = Query { time, ..range(since, until) };
+        assert_eq!(run(&store, &own).0, (5..=12).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_named_and_the_others_are_read() {
+        let (dir, store) = store(&[10, 10, 10]);
+        let mut files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.is_file());
+        files.sort();
+        let bytes = fs::read(&files[1]).unwrap();
+        for damaged in
+            [&bytes[..bytes.len() - 1], b"", b"no zstd", &[&bytes[..60], &[bytes[60] ^ 1], &bytes[61..]].concat()]
+        {
+            fs::write(&files[1], damaged).unwrap();
+            for order in [Order::Asc, Order::Desc] {
+                let (numbers, incomplete) = run(&store, &Query { order, ..Query::all() });
+                let others: Vec<_> = numbers.iter().filter(|number| !(11..=20).contains(*number)).collect();
+                assert_eq!(others.len(), 20);
+                assert_eq!(incomplete.len(), 1, "{incomplete:?}");
+                assert!(incomplete[0].contains(files[1].file_name().unwrap().to_str().unwrap()), "{incomplete:?}");
+            }
+        }
+        fs::write(&files[1], zstd::encode_all(&b"{\"n\":1}\n{\"n\":"[..], 1).unwrap()).unwrap();
+        assert!(run(&store, &Query::all()).1[0].contains("the last line has no line break"));
+        let failing = Query { filter: Some(Filter::parse(".n.x").unwrap()), ..Query::all() };
+        let (_, incomplete) = run(&store, &failing);
+        assert!(incomplete[1].starts_with("the filter failed for 21 reports, which are left out: "), "{incomplete:?}");
+    }
 }

@@ -1,7 +1,7 @@
 //! Reads report files and journals as blocks of complete lines, without ever holding a whole file in memory.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek};
 use std::os::unix::fs::FileExt;
 
 use super::journal_content::is_line;
@@ -36,10 +36,15 @@ impl<'a> LineReader<'a> {
     /// Reads this file from its start.
     ///
     /// # Errors
-    /// If zstd cannot be initialized.
+    /// If the file cannot be read from its start, or zstd cannot be initialized.
     pub fn new(file: &'a File, encoding: Encoding) -> io::Result<Self> {
         let source = match encoding {
-            Encoding::Zstd => Source::Zstd(zstd::Decoder::new(file)?),
+            Encoding::Zstd => {
+                // It may have been read before.
+                let mut from = file;
+                from.rewind()?;
+                Source::Zstd(zstd::Decoder::new(file)?)
+            }
             Encoding::Journal => Source::Journal { file, offset: 0 },
         };
         Ok(Self { source, rest: Vec::new(), bytes: 0, corrupt_bytes: 0 })

@@ -67,7 +67,9 @@ impl Distinct {
                 Self::Few(hashes) if may_grow => {
                     let few = std::mem::take(hashes);
                     *self = other.clone();
-                    few.iter().for_each(|hash| drop(self.add(*hash, true)));
+                    for hash in few {
+                        self.add(hash, true);
+                    }
                     REGISTERS
                 }
                 Self::Few(_) => 0,
@@ -93,7 +95,9 @@ mod tests {
 
     fn set(values: impl IntoIterator<Item = u32>) -> Distinct {
         let mut set = Distinct::default();
-        values.into_iter().for_each(|value| drop(set.add(FixedState::default().hash_one(value), true)));
+        for value in values {
+            set.add(FixedState::default().hash_one(value), true);
+        }
         set
     }
 

@@ -1,7 +1,7 @@
 //! Statistics of a number in the reports, by group and time step.
 //!
-//! [`Stats`] takes one report after another. Several of them, such as one per thread, can be merged. [`Summary`] is
-//! the result, and `output` shows it.
+//! [`run`] reads all reports. Each batch has its own [`Stats`], which takes one report after another. They are merged in
+//! the order of the batches. [`Summary`] is the result, and `output` shows it.
 //!
 //! # What is counted
 //!
@@ -14,8 +14,8 @@
 //! [`MAX_GROUPS_PER_VALUE`] at most. If there is none, it counts for the group null. Strings are groups by their
 //! content, all other values by their JSON text.
 //!
-//! The time of a report decides its step. Steps are aligned to 1970-01-01T00:00:00Z. A report without a time has no
-//! step. It counts in the total of its series.
+//! The time of a report decides its step. A report without a time of its own has the time at which its batch began.
+//! Steps are aligned to 1970-01-01T00:00:00Z.
 //!
 //! # Limits
 //!
@@ -28,13 +28,14 @@
 //! - When all memory is in use, a number counts as the nearest number that its group and step already has, and the
 //!   count of distinct values stops.
 //!
-//! In these cases, [`Summary::limited`] is true, and the result may depend on the order of the reports, and so on the
-//! number of threads. Otherwise it does not, except for the rounding of the mean.
+//! In these cases, [`Summary::limited`] is true, and the result depends on the order of the reports. It never depends on
+//! the number of threads.
 
 mod cell;
 mod distinct;
 mod number;
-pub mod output;
+mod output;
+mod run;
 mod sketch;
 mod summary;
 #[cfg(all(test, not(netwatch_loom)))]
@@ -49,10 +50,13 @@ use foldhash::quality;
 use jiff::Timestamp;
 
 use self::number::number;
+pub use self::output::Format;
+pub use self::run::run;
 pub use self::summary::{Measures, Other, Point, Series, Summary};
 use self::totals::Totals;
 use super::extract::{Extractor, Found, Span, bytes};
 use super::path::Path;
+use super::range::{TimeRange, time_of_value};
 
 /// Maximum number of groups, not counting `other`.
 pub const MAX_GROUPS: usize = 10_000;
@@ -66,11 +70,11 @@ pub const MAX_STEPS: usize = 10_000;
 /// Maximum number of groups that one value counts for.
 pub const MAX_GROUPS_PER_VALUE: usize = 100;
 
-/// The default of [`Options::memory_bytes`].
-pub const DEFAULT_MEMORY_BYTES: usize = 64 << 20;
-
 /// The JSON text of a group without a value.
 const NULL: &[u8] = b"null";
+
+/// The index of the path of the time.
+const TIME: usize = 0;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -89,8 +93,19 @@ pub struct Options {
     pub quantiles: Vec<f64>,
     /// The number of groups that are shown.
     pub top: usize,
-    /// Maximum memory of one [`Stats`].
-    pub memory_bytes: usize,
+    /// The time of a report, and which times count.
+    pub time: Path,
+    /// Only reports in this range count.
+    pub range: TimeRange,
+}
+
+/// For reports without a time of their own.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchTime {
+    /// When the batch began.
+    pub time: Timestamp,
+    /// Whether a part of the batch is in the time range.
+    pub is_in_range: bool,
 }
 
 /// Statistics of the reports so far.
@@ -133,19 +148,19 @@ struct Values {
 }
 
 impl Stats {
-    /// Statistics of no report.
+    /// Statistics of no report, with at most this much memory.
     #[must_use]
-    pub fn new(options: Options) -> Self {
+    pub fn new(options: Options, memory_bytes: usize) -> Self {
         let kinds = [
             (Kind::Number, Some(&options.path)),
             (Kind::Error, options.errors.as_ref()),
             (Kind::Distinct, options.distinct.as_ref()),
         ];
-        let mut paths = Vec::new();
+        let mut paths = vec![&options.time];
         let mut measured = Vec::new();
-        for (path, (kind, counted)) in kinds.into_iter().filter_map(|(kind, path)| Some((kind, path?))).enumerate() {
+        for (kind, counted) in kinds.into_iter().filter_map(|(kind, path)| Some((kind, path?))) {
+            measured.push(Measured { kind, path: paths.len(), group: None });
             paths.push(counted);
-            measured.push(Measured { kind, path, group: None });
         }
         let mut pairs = Vec::new();
         if let Some(by) = &options.by {
@@ -157,20 +172,25 @@ impl Stats {
             }
         }
         let extractor = Extractor::new(&paths, &pairs);
-        let totals = Totals::new(options.memory_bytes);
+        let totals = Totals::new(memory_bytes);
         Self { options, extractor, measured, totals, found: Found::default(), values: Values::default() }
     }
 
-    /// Adds a report. `line` is one JSON object; anything else is ignored.
-    pub fn add(&mut self, line: &[u8], time: Option<Timestamp>) {
+    /// Adds a report, if its time is in the range and it `matches`. `line` is one JSON object; anything else is ignored.
+    pub fn add(&mut self, line: &[u8], batch: BatchTime, matches: impl FnOnce(&[u8]) -> bool) {
         let Self { options, extractor, measured, totals, found, values } = self;
-        totals.reports += 1;
-        totals.reports_matched += 1;
-        if !extractor.find(line, found) {
+        let is_object = extractor.find(line, found);
+        let own_time = found.values(TIME).first().and_then(|span| time_of_value(bytes(line, span)));
+        if !own_time.map_or(batch.is_in_range, |time| options.range.contains(time)) {
             return;
         }
-        let step = options.step_seconds.zip(time);
-        let step = step.map(|(seconds, time)| time.as_second().div_euclid(i64::from(seconds.get())));
+        totals.reports += 1;
+        if !is_object || !matches(line) {
+            return;
+        }
+        totals.reports_matched += 1;
+        let time = own_time.unwrap_or(batch.time);
+        let step = options.step_seconds.map(|seconds| time.as_second().div_euclid(i64::from(seconds.get())));
         for Measured { kind, path, group } in measured {
             let mut add = |spans: &[Span], groups: &[Span]| {
                 if !values.read(*kind, line, spans) {
@@ -188,11 +208,6 @@ impl Stats {
                 None => add(found.values(*path), &[]),
             }
         }
-    }
-
-    /// Counts a report that does not match the filter.
-    pub fn leave_out(&mut self) {
-        self.totals.reports += 1;
     }
 
     /// Adds all reports of `other`, which has the same options, as if they came after the reports of `self`.

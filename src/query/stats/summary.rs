@@ -16,7 +16,7 @@ pub struct Summary {
     pub step_seconds: Option<u64>,
     /// The first time that counts, as asked for.
     pub since: Option<Timestamp>,
-    /// The first time that no longer counts, as asked for.
+    /// The last time that counts, as asked for.
     pub until: Option<Timestamp>,
     /// The quantiles of all measures, from 0 to 1.
     pub quantiles: Vec<f64>,

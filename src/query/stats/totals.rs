@@ -175,7 +175,9 @@ impl Totals {
             all[group].points.insert(step, std::mem::take(&mut self.cells[cell]));
         }
         for group in &mut all {
-            group.points.values().for_each(|point| drop(group.total.merge(point, true)));
+            for point in group.points.values() {
+                group.total.merge(point, true);
+            }
         }
         let mut other = all.swap_remove(OTHER);
         all.retain(|group| !group.total.is_empty());
@@ -189,8 +191,8 @@ impl Totals {
             path: options.path.to_string(),
             by: options.by.as_ref().map(ToString::to_string),
             step_seconds: options.step_seconds.map(|seconds| u64::from(seconds.get())),
-            since: None,
-            until: None,
+            since: options.range.since,
+            until: options.range.until,
             quantiles: options.quantiles.clone(),
             series: all.into_iter().map(|group| group.into_series(options)).collect(),
             other: has_other.then_some(Other { total: other.total, points: other.points }),
