@@ -180,6 +180,8 @@ pub enum Route {
     Login,
     /// `/logout`
     Logout,
+    /// The web page
+    Page,
     /// Any other path
     Other,
 }
@@ -193,7 +195,7 @@ impl Route {
 }
 
 /// All routes with their labels.
-pub const ROUTES: [(Route, &str); 14] = [
+pub const ROUTES: [(Route, &str); 15] = [
     (Route::Reports, "/api/v1/reports"),
     (Route::Livez, "/livez"),
     (Route::Readyz, "/readyz"),
@@ -207,6 +209,7 @@ pub const ROUTES: [(Route, &str); 14] = [
     (Route::Live, "/api/v1/live"),
     (Route::Login, "/login"),
     (Route::Logout, "/logout"),
+    (Route::Page, "/"),
     (Route::Other, "other"),
 ];
 

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A query can use much processor time and memory, and a filter is a program of the client. So the child has limits, a
-//! low priority and an environment of its own: it knows no secret. It sets the limits itself when it sees `--child`. It is
+//! low priority and an environment without secrets. It sets the limits itself when it sees `--child`. It is
 //! killed when the client goes away, at the time limit, and when the server shuts down. Its output waits in a pipe until
 //! the client reads.
 
@@ -50,9 +50,10 @@ const MAX_MESSAGE_BYTES: usize = 4096;
 /// Maximum length of a reason in the trailer.
 const MAX_REASON_CHARS: usize = 200;
 
-/// The whole environment of a child. The allocators reserve less address space than they usually do, so that the limit
-/// of the child's address space is near to the memory that it can use. The first value is in KiB.
-const ENVIRONMENT: [(&str, &str); 2] = [("MIMALLOC_ARENA_RESERVE", "65536"), ("MALLOC_ARENA_MAX", "1")];
+/// The whole environment of a child. mimalloc reserves 32 MiB of address space at once instead of 1 GiB (the option is in
+/// KiB), and the C library none for each thread. So the limit of the child's address space is near to the memory that it
+/// can use.
+const ENVIRONMENT: [(&str, &str); 2] = [("MIMALLOC_ARENA_RESERVE", "32768"), ("MALLOC_ARENA_MAX", "1")];
 
 /// The exit code of a child that has skipped something.
 const SKIPPED: i32 = 1;

@@ -6,6 +6,7 @@ mod ingest;
 mod live;
 mod metrics;
 mod openapi;
+mod page;
 mod parameters;
 mod query;
 mod session;
@@ -59,7 +60,7 @@ fn is_for_readers(route: Route) -> bool {
     match route {
         Route::Reports | Route::Livez | Route::Readyz | Route::Openapi | Route::Other => false,
         Route::Metrics | Route::Query | Route::Stats | Route::Tail => true,
-        Route::Files | Route::File | Route::Live | Route::Login | Route::Logout => true,
+        Route::Files | Route::File | Route::Live | Route::Login | Route::Logout | Route::Page => true,
     }
 }
 
@@ -95,6 +96,8 @@ fn route_of(method: &Method, path: &str) -> Route {
         "/readyz" | "/.well-known/healthcheck.json" | "/.well-known/healthcheck" => Route::Readyz,
         "/openapi.yaml" => Route::Openapi,
         "/metrics" => Route::Metrics,
+        "/" => Route::Page,
+        _ if path.starts_with("/page/") => Route::Page,
         _ if path.starts_with(FILES) => Route::File,
         _ => Route::Other,
     }
@@ -124,6 +127,7 @@ async fn answer(context: &mut RequestContext<'_>, request: Request<Incoming>, ro
         Route::Query | Route::Stats | Route::Tail | Route::Files | Route::File | Route::Live => {
             read(context, request, route).await.map(keep_private)
         }
+        Route::Page => page(&request),
         Route::Other => Err(ApiError::NotFound),
     };
     result.unwrap_or_else(|error| refuse(context, &error, logged))
@@ -207,6 +211,12 @@ fn event_stream(status: StatusCode) -> Response<ResponseBody> {
     // nginx would collect events until its buffer is full.
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
+}
+
+/// The web page. It contains no data, so everybody may load it.
+fn page(request: &Request<Incoming>) -> Result<Response<ResponseBody>, ApiError> {
+    let asset = page::asset(request.uri().path()).ok_or(ApiError::NotFound)?;
+    get_only(request).map(|()| asset.response(request.headers()))
 }
 
 fn get_only(request: &Request<Incoming>) -> Result<(), ApiError> {
