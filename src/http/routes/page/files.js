@@ -5,7 +5,7 @@ import { alertBox, el, field, scrollable } from "./dom.js";
 import * as f from "./format.js";
 
 const PAGE = 200;
-const RANGES = { "": "all times", "1h": "1 hour", "1d": "1 day", "7d": "7 days", "30d": "30 days" };
+const RANGES = { "": "All", "1h": "Last hour", "1d": "Last day", "7d": "Last 7 days", "30d": "Last 30 days" };
 
 export function files({ parameters, navigate }) {
   let loading = new AbortController();
@@ -21,7 +21,7 @@ export function files({ parameters, navigate }) {
   const problem = el("div");
   const list = scrollable("Report files", content);
   const element = el("div", {}, el("h1", { tabindex: "-1" }, "Files"),
-    el("section", { class: "card", "aria-label": "Report files" }, el("div", { class: "row" }, field("Reports of the last", range), status), problem, list, more));
+    el("section", { class: "card", "aria-label": "Report files" }, el("div", { class: "row" }, field("Time range", range), status), problem, list, more));
 
   async function load() {
     const { signal } = loading;
