@@ -381,6 +381,7 @@ test("hostile reports are shown as text, and the page stays usable", async (t) =
   assert.ok(titles.every((title) => title.length < 600));
   assert.ok(titles.some((title) => title.includes("<img src=x onerror=")), "as text");
   await page.locator(".reports summary").nth(3).click();
+  await page.getByRole("button", { name: "Continue" }).waitFor();
   const text = await page.locator(".reports details[open] pre").innerText();
   assert.match(text, /<script>globalThis\.hacked=1<\/script>\\u\{202e\}/);
   assert.ok(text.length < 60_000);
