@@ -67,6 +67,7 @@ pub mod http;
 pub mod listen;
 pub mod maintenance;
 pub mod metrics;
+pub mod query;
 pub mod report;
 pub mod server;
 pub mod store;

@@ -164,22 +164,57 @@ pub enum Route {
     Openapi,
     /// `/metrics`
     Metrics,
+    /// `GET /api/v1/reports`
+    Query,
+    /// `/api/v1/stats`
+    Stats,
+    /// `/api/v1/reports/tail`
+    Tail,
+    /// `/api/v1/files`
+    Files,
+    /// `/api/v1/files/` and the name of a report file
+    File,
+    /// `/api/v1/live`
+    Live,
+    /// `/login`
+    Login,
+    /// `/logout`
+    Logout,
+    /// The web page
+    Page,
     /// Any other path
     Other,
 }
 
+impl Route {
+    /// Whether answers take as long as a query or a client wants.
+    #[must_use]
+    pub fn is_streamed(self) -> bool {
+        matches!(self, Self::Query | Self::Stats | Self::Tail | Self::File | Self::Live)
+    }
+}
+
 /// All routes with their labels.
-pub const ROUTES: [(Route, &str); 6] = [
+pub const ROUTES: [(Route, &str); 15] = [
     (Route::Reports, "/api/v1/reports"),
     (Route::Livez, "/livez"),
     (Route::Readyz, "/readyz"),
     (Route::Openapi, "/openapi.yaml"),
     (Route::Metrics, "/metrics"),
+    (Route::Query, "GET /api/v1/reports"),
+    (Route::Stats, "/api/v1/stats"),
+    (Route::Tail, "/api/v1/reports/tail"),
+    (Route::Files, "/api/v1/files"),
+    (Route::File, "/api/v1/files/NAME"),
+    (Route::Live, "/api/v1/live"),
+    (Route::Login, "/login"),
+    (Route::Logout, "/logout"),
+    (Route::Page, "/"),
     (Route::Other, "other"),
 ];
 
 /// The statuses that the server answers with. The last one stands for all others.
-pub const CODES: [u16; 14] = [200, 204, 400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 0];
+pub const CODES: [u16; 17] = [200, 204, 206, 304, 400, 401, 403, 404, 405, 408, 413, 415, 416, 429, 500, 503, 0];
 
 /// Why a batch was flushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,6 +302,8 @@ pub struct Metrics {
     lost: [Counter; LOSSES.len()],
     /// At the last check of the disk.
     pub disk_free_bytes: Gauge,
+    /// 0 if it is not known.
+    pub disk_total_bytes: Gauge,
     pub log_lines_lost: LogLinesLost,
 }
 
@@ -318,6 +355,7 @@ impl Metrics {
             admin_refused: Counter::default(),
             lost: Default::default(),
             disk_free_bytes: Gauge::default(),
+            disk_total_bytes: Gauge::default(),
             log_lines_lost: LogLinesLost::default(),
         }
     }
@@ -333,7 +371,9 @@ impl Metrics {
         let worker = self.worker();
         let code = CODES.iter().position(|code| *code == status).unwrap_or(CODES.len() - 1);
         worker.requests[route as usize][code].add(1);
-        worker.request_ns.observe_duration(elapsed);
+        if !route.is_streamed() {
+            worker.request_ns.observe_duration(elapsed);
+        }
     }
 
     /// Counts the reports of a request that is answered with 200.
@@ -364,7 +404,13 @@ impl Metrics {
         self.workers.iter().map(|worker| worker.requests[route as usize][code_index].get()).sum()
     }
 
-    /// Durations of all requests in nanoseconds.
+    /// Number of all requests.
+    #[must_use]
+    pub fn all_requests(&self) -> u64 {
+        self.workers.iter().flat_map(|worker| worker.requests.iter().flatten()).map(Counter::get).sum()
+    }
+
+    /// Durations of all requests in nanoseconds, without streamed answers.
     #[must_use]
     pub fn request_ns(&self) -> Snapshot {
         let mut snapshots = self.workers.iter().map(|worker| worker.request_ns.snapshot());

@@ -59,7 +59,8 @@ pub(super) fn run() -> CommandResult {
 fn make_token(admin_token: &AdminToken, address: SocketAddr) -> io::Result<()> {
     let random = [(); 4].map(|()| getrandom::u64());
     let token = random.into_iter().map(|n| Ok(format!("{:016x}", n?))).collect::<io::Result<String>>()?;
-    writeln!(io::stderr(), "To read the metrics, open http://admin:{token}@{address}/metrics")?;
+    // The fragment of a URL never reaches a server or a log. The page logs in with it.
+    writeln!(io::stderr(), "To see the reports, open http://{address}/#token={token}")?;
     admin_token.set(token.into());
     Ok(())
 }

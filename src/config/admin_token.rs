@@ -5,13 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
+use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 use super::write_keys::{KEY_FORM, KeyFileError, key};
 
 /// The value of `ADMIN_TOKEN` that stands for no decision: a server on a terminal makes a token, others are closed.
 const AUTO: &str = "auto";
+
+/// What the key of [`AdminToken::mac`] is for.
+const MAC_KEY: &[u8] = b"netwatch-server session key, version 1";
 
 /// Who may read. All clones share one state.
 #[derive(Clone, Deserialize)]
@@ -92,6 +97,20 @@ impl AdminToken {
     #[must_use]
     pub fn is_open(&self) -> bool {
         **self.0.load() == State::Open
+    }
+
+    /// The HMAC-SHA256 of a message, with a key that is derived from the token. It proves that whoever made it knew the
+    /// token, and does not reveal the token. `None` if there is no token.
+    #[must_use]
+    pub fn mac(&self, message: &[u8]) -> Option<[u8; 32]> {
+        let hmac = |key: &[u8], message: &[u8]| -> [u8; 32] {
+            let mac = Hmac::<Sha256>::new_from_slice(key).expect("a key may have any length");
+            mac.chain_update(message).finalize().into_bytes().into()
+        };
+        match &**self.0.load() {
+            State::Closed | State::Open => None,
+            State::Token(token) => Some(hmac(&hmac(token.as_bytes(), MAC_KEY), message)),
+        }
     }
 
     /// Decides about a request that presents this token. The time depends on lengths only.

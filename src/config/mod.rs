@@ -93,6 +93,10 @@ pub struct Config {
     pub admin_token_file: Option<PathBuf>,
     #[serde(deserialize_with = "values::parsed_or_off")]
     pub admin_listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "values::duration")]
+    pub query_timeout: Duration,
+    #[serde(deserialize_with = "values::processes")]
+    pub query_max_concurrent: usize,
     #[serde(deserialize_with = "values::text_or_none")]
     pub metrics_username: Option<String>,
     #[serde(deserialize_with = "values::text_or_none")]

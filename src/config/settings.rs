@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::values::{
-    AGE_OR_OFF, AUTO_CONNECTIONS, AUTO_COUNT, AUTO_THREADS, COUNT_OR_OFF, DELAY, DURATION, DURATION_OR_OFF, LEVEL,
-    RATE_OR_OFF, SIZE, SIZE_OR_OFF, SWITCH, is_none,
+    AGE_OR_OFF, AUTO_CONNECTIONS, AUTO_COUNT, AUTO_THREADS, COUNT, COUNT_OR_OFF, DELAY, DURATION, DURATION_OR_OFF,
+    LEVEL, RATE_OR_OFF, SIZE, SIZE_OR_OFF, SWITCH, is_none,
 };
 
 /// The variable that names the configuration file.
@@ -137,7 +137,7 @@ pub const GROUPS: &[Group] = &[
                 "auto",
                 "16 to 128 letters, digits or any of -._~+/=, or none (only with ADMIN_LISTEN), or auto: a new token if \
                  standard error is a terminal, otherwise nobody may read",
-                "Token that permits reading: `/metrics`. It does not permit sending. SIGHUP reloads it from CONFIG_FILE \
+                "Token that permits reading: reports, files, statistics and metrics. It does not permit sending. SIGHUP reloads it from CONFIG_FILE \
                  and ADMIN_TOKEN_FILE.",
             ),
             setting(
@@ -151,6 +151,13 @@ pub const GROUPS: &[Group] = &[
                 "off",
                 "an address and a port such as 127.0.0.1:9090 or [::1]:9090, or off",
                 "Serve everything that is read on this address, and not on PORT.",
+            ),
+            setting("QUERY_TIMEOUT", "30s", DURATION, "Maximum time of a query or statistics over HTTP."),
+            setting(
+                "QUERY_MAX_CONCURRENT",
+                "2",
+                COUNT,
+                "Queries and statistics over HTTP at the same time. Each is a process of its own.",
             ),
             setting(
                 "METRICS_USERNAME",

@@ -22,6 +22,7 @@ pub(super) const DELAY: &str = "a duration such as 500ms, 60s or 5m, from 0s up 
 pub(super) const SWITCH: &str = "on or off";
 pub(super) const AUTO_CONNECTIONS: &str =
     "a whole number from 1 to 1000000, or auto: as many as the memory permits, up to 16384";
+pub(super) const COUNT: &str = "a whole number from 1 to 1000";
 pub(super) const COUNT_OR_OFF: &str = "a whole number from 1 to 1000000, or off";
 pub(super) const AUTO_COUNT: &str = "a whole number from 1 to 1024, or auto: one per core";
 pub(super) const AUTO_THREADS: &str = "a whole number from 1 to 1024, or auto: one per core, if the memory permits";
@@ -90,6 +91,11 @@ pub(super) fn auto_connections<'de, D: Deserializer<'de>>(deserializer: D) -> Re
 
 pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     in_range(deserializer, 1..=1_000_000)
+}
+
+/// A number of processes.
+pub(super) fn processes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    in_range(deserializer, 1..=1000)
 }
 
 fn in_range<'de, T: FromStr + PartialOrd, D: Deserializer<'de>>(

@@ -9,7 +9,9 @@ use super::admission::{Admin, Admission, ConnectionsPerAddress, Proxies, Repeats
 use super::body::Inflight;
 use super::conn::Streams;
 use super::drain::Drain;
+use super::queries::Queries;
 use super::refusals::Refusals;
+use super::{MAX_DOWNLOADS, MAX_SUBSCRIBERS};
 use crate::buffer::Buffer;
 use crate::config::{Config, Mask, Origins, Stamps};
 use crate::metrics::Metrics;
@@ -42,6 +44,12 @@ pub struct App {
     pub(super) drain: Drain,
     pub(super) refusals: Refusals,
     pub(super) metrics: Arc<Metrics>,
+    /// Permits for downloads of report files, and for clients that follow the state of the server.
+    pub(super) downloads: Arc<Semaphore>,
+    pub(super) subscribers: Arc<Semaphore>,
+    pub(super) queries: Queries,
+    pub(super) buffer_max_bytes: u64,
+    pub(super) spill_max_bytes: u64,
     /// The turn to scrape the metrics.
     pub(super) scrapes: tokio::sync::Mutex<()>,
     pub(super) started: Instant,
@@ -93,6 +101,11 @@ impl App {
             drain: Drain::default(),
             refusals: Refusals::new(),
             metrics,
+            downloads: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
+            subscribers: Arc::new(Semaphore::new(MAX_SUBSCRIBERS)),
+            queries: Queries::new(&config.data_dir, config.query_timeout, config.query_max_concurrent),
+            buffer_max_bytes: config.buffer_bytes as u64,
+            spill_max_bytes: config.spill_bytes as u64,
             scrapes: tokio::sync::Mutex::default(),
             started: Instant::now(),
             started_at: SystemTime::now(),

@@ -1,5 +1,6 @@
 //! The two steps of a shutdown that connections see: the announcement and the drain.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
@@ -9,8 +10,7 @@ use tokio::sync::futures::Notified;
 #[derive(Debug, Default)]
 pub(super) struct Drain {
     is_announced: AtomicBool,
-    is_started: AtomicBool,
-    started: Notify,
+    started: Event,
 }
 
 impl Drain {
@@ -27,18 +27,45 @@ impl Drain {
 
     /// Starts the drain. Each connection finishes its current requests and accepts no others.
     pub(super) fn start(&self) {
-        // Release: pairs with the Acquire in `is_started`. The store precedes the notification.
-        self.is_started.store(true, Ordering::Release);
-        self.started.notify_waiters();
+        self.started.set();
     }
 
     pub(super) fn is_started(&self) -> bool {
-        // Acquire: pairs with the Release in `start`.
-        self.is_started.load(Ordering::Acquire)
+        self.started.is_set()
     }
 
     /// Resolves when the drain starts.
     pub(super) fn started(&self) -> Notified<'_> {
-        self.started.notified()
+        self.started.notify.notified()
+    }
+}
+
+/// Something that happens once.
+#[derive(Debug, Default)]
+pub(super) struct Event {
+    is_set: AtomicBool,
+    notify: Notify,
+}
+
+impl Event {
+    pub(super) fn set(&self) {
+        // Release: pairs with the Acquire in `is_set`. The store precedes the notification.
+        self.is_set.store(true, Ordering::Release);
+        self.notify.notify_waiters();
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        // Acquire: pairs with the Release in `set`.
+        self.is_set.load(Ordering::Acquire)
+    }
+
+    /// Waits until it happens. Returns at once if it has happened.
+    pub(super) async fn wait(&self) {
+        let mut notified = pin!(self.notify.notified());
+        // Registered before the check, so that nothing is missed.
+        notified.as_mut().enable();
+        if !self.is_set() {
+            notified.await;
+        }
     }
 }

@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use bytesize::ByteSize;
-use http_body_util::Full;
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, ALLOW, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, ALLOW, CONTENT_RANGE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use super::response::json;
+use super::response::{ResponseBody, json};
 use crate::buffer::{AppendError, NotDurable};
 use crate::report::{Fault, Invalid, MAX_DEPTH};
 
@@ -24,7 +22,7 @@ const ACCEPT_TYPES: &str = "application/json, application/x-ndjson, text/plain";
 const FORMS: &str = "a JSON object, an array of objects or one object on each line";
 
 /// The names of all problem types, which the log counts. Changing a name is a breaking change.
-pub(super) const PROBLEMS: [&str; 30] = [
+pub(super) const PROBLEMS: [&str; 34] = [
     "internal",
     "admin-closed",
     "admin-token-missing",
@@ -55,6 +53,10 @@ pub(super) const PROBLEMS: [&str; 30] = [
     "not-durable",
     "too-many-in-flight",
     "stopping",
+    "bad-query",
+    "too-many-queries",
+    "query-failed",
+    "range-not-satisfiable",
 ];
 
 /// Why a request is refused.
@@ -111,13 +113,36 @@ pub(super) enum ApiError {
     #[error("there is no admin token")]
     AdminClosed,
     #[error("the request has no admin token")]
-    AdminTokenMissing,
+    AdminTokenMissing(Challenge),
     #[error("the admin token is wrong")]
-    AdminTokenWrong,
+    AdminTokenWrong(Challenge),
+    #[error("a page of another origin may not do this")]
+    OtherOrigin,
+    #[error("{0}")]
+    BadQuery(String),
+    #[error("{limit} are running")]
+    TooManyQueries { limit: &'static str },
+    #[error("{0}")]
+    QueryFailed(String),
+    #[error("the range is not within the {bytes} bytes of the file")]
+    Range { bytes: u64 },
+    #[error("there is no such report file")]
+    NoSuchFile,
+    #[error("the server is shutting down")]
+    Leaving,
     #[error(transparent)]
     Append(#[from] AppendError),
     #[error(transparent)]
     NotDurable(#[from] NotDurable),
+}
+
+/// How a client can present the admin token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Challenge {
+    /// As the password of any user. A browser asks for it.
+    Password,
+    /// As a bearer token. A browser asks for nothing: the page does that.
+    Token,
 }
 
 /// A problem (RFC 9457), as `application/problem+json`.
@@ -141,7 +166,7 @@ impl ApiError {
                 StatusCode::NOT_FOUND,
                 "not-found",
                 "No such path",
-                "Send reports to /api/v1/reports with POST.".to_owned(),
+                "Send reports to /api/v1/reports with POST. docs/http-api.md lists all paths.".to_owned(),
             ),
             Self::Method { allow } => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -168,17 +193,55 @@ impl ApiError {
                 "Reading is not enabled",
                 "Set ADMIN_TOKEN or ADMIN_TOKEN_FILE on the server to enable this path.".to_owned(),
             ),
-            Self::AdminTokenMissing => (
+            Self::AdminTokenMissing(_) => (
                 StatusCode::UNAUTHORIZED,
                 "admin-token-missing",
                 "Admin token missing",
                 format!("{reason}: send ADMIN_TOKEN as Authorization: Bearer, or as the password of Basic."),
             ),
-            Self::AdminTokenWrong => (
+            Self::AdminTokenWrong(_) => (
                 StatusCode::UNAUTHORIZED,
                 "admin-token-wrong",
                 "Admin token not valid",
                 "The server does not accept this token. Write keys do not permit reading.".to_owned(),
+            ),
+            Self::OtherOrigin => (
+                StatusCode::FORBIDDEN,
+                "origin-not-allowed",
+                "Origin not allowed",
+                format!("{reason}: open the page of the server itself."),
+            ),
+            Self::BadQuery(_) => (BAD, "bad-query", "Query not valid", reason),
+            Self::TooManyQueries { .. } => (
+                UNAVAILABLE,
+                "too-many-queries",
+                "Too many queries",
+                format!("{reason} at the same time. Send the request again in a moment."),
+            ),
+            Self::QueryFailed(_) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "query-failed",
+                "Query failed",
+                format!("The query did not finish: {reason}."),
+            ),
+            Self::Range { .. } => (
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                "range-not-satisfiable",
+                "Range not satisfiable",
+                format!("{reason}."),
+            ),
+            Self::NoSuchFile => (
+                StatusCode::NOT_FOUND,
+                "not-found",
+                "No such file",
+                "There is no report file with this name. It may have been deleted. /api/v1/files lists them."
+                    .to_owned(),
+            ),
+            Self::Leaving => (
+                UNAVAILABLE,
+                "stopping",
+                "Server is shutting down",
+                format!("{reason}. Send the request again in a moment."),
             ),
             Self::KeyMissing => (
                 StatusCode::UNAUTHORIZED,
@@ -326,7 +389,7 @@ impl ApiError {
     }
 
     /// The answer, and the name of the problem type.
-    pub(super) fn to_response(&self) -> (Response<Full<Bytes>>, &'static str) {
+    pub(super) fn to_response(&self) -> (Response<ResponseBody>, &'static str) {
         let (status, name, title, detail) = self.problem();
         let problem = Problem {
             r#type: format!("tag:netwatch-server,2026:{name}"),
@@ -339,8 +402,16 @@ impl ApiError {
             Self::Method { allow } => Some((ALLOW, HeaderValue::from_static(allow))),
             Self::KeyMissing | Self::KeyWrong => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             // Browsers ask for a password then.
-            Self::AdminTokenMissing | Self::AdminTokenWrong => {
-                Some((WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"netwatch-server\"")))
+            Self::AdminTokenMissing(challenge) | Self::AdminTokenWrong(challenge) => {
+                let challenge = match challenge {
+                    Challenge::Password => "Basic realm=\"netwatch-server\"",
+                    Challenge::Token => "Bearer realm=\"netwatch-server\"",
+                };
+                Some((WWW_AUTHENTICATE, HeaderValue::from_static(challenge)))
+            }
+            Self::Range { bytes } => {
+                let range = format!("bytes */{bytes}");
+                Some((CONTENT_RANGE, range.try_into().expect("it is printable ASCII")))
             }
             // Rounded up, so that there is a token by then.
             Self::RateLimited { wait, .. } => Some((RETRY_AFTER, (wait.as_secs() + 1).into())),

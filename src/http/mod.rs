@@ -12,6 +12,7 @@ mod body;
 mod conn;
 mod drain;
 mod error;
+mod queries;
 mod refusals;
 mod response;
 mod routes;
@@ -23,6 +24,12 @@ use tokio::net::TcpStream;
 
 pub use self::app::App;
 pub use self::conn::http1_builder;
+
+/// Maximum number of report files that are sent at the same time. Each needs memory for a few pieces.
+const MAX_DOWNLOADS: usize = 32;
+
+/// Maximum number of clients that follow the state of the server.
+const MAX_SUBSCRIBERS: usize = 64;
 
 /// Serves one connection until the client closes it, a timeout ends it, or the server shuts down.
 pub async fn serve(app: Arc<App>, stream: TcpStream, peer: SocketAddr) {

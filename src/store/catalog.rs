@@ -117,7 +117,21 @@ impl Catalog {
     /// published or removed meanwhile may appear or not.
     #[must_use]
     pub fn files(&self, from: Option<SystemTime>, to: Option<SystemTime>) -> CatalogFiles<'_> {
-        CatalogFiles { catalog: self, from, to, after: None, page: Vec::new().into_iter(), is_last: false }
+        CatalogFiles {
+            catalog: self,
+            from,
+            to,
+            newest_first: false,
+            after: None,
+            page: Vec::new().into_iter(),
+            is_last: false,
+        }
+    }
+
+    /// The same files, newest first.
+    #[must_use]
+    pub fn files_newest_first(&self, from: Option<SystemTime>, to: Option<SystemTime>) -> CatalogFiles<'_> {
+        CatalogFiles { newest_first: true, ..self.files(from, to) }
     }
 
     /// The file with the latest first report.
@@ -208,12 +222,13 @@ impl State {
     }
 }
 
-/// The files of a [`Catalog`], oldest first.
+/// The files of a [`Catalog`], in order.
 #[derive(Debug)]
 pub struct CatalogFiles<'a> {
     catalog: &'a Catalog,
     from: Option<SystemTime>,
     to: Option<SystemTime>,
+    newest_first: bool,
     /// The last file of the last page.
     after: Option<CompactId>,
     page: std::vec::IntoIter<CatalogEntry>,
@@ -239,17 +254,29 @@ impl Iterator for CatalogFiles<'_> {
 impl CatalogFiles<'_> {
     fn next_page(&mut self) -> Vec<CatalogEntry> {
         let state = self.catalog.lock();
-        let start = self.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let after = self.after.map_or(Bound::Unbounded, Bound::Excluded);
+        let (mut up, mut down);
+        let files: &mut dyn Iterator<Item = _> = match self.newest_first {
+            false => {
+                up = state.files.range((after, Bound::Unbounded));
+                &mut up
+            }
+            true => {
+                down = state.files.range((Bound::Unbounded, after)).rev();
+                &mut down
+            }
+        };
         let mut page = Vec::new();
         let mut read = 0;
-        for (id, file) in state.files.range((start, Bound::Unbounded)).take(PAGE) {
+        for (id, file) in files.take(PAGE) {
             let entry = CatalogEntry { id: (*id).into(), bytes: file.bytes, modified: file.modified() };
-            if self.to.is_some_and(|to| entry.id.first() > to) {
+            let is_later = self.to.is_some_and(|to| entry.id.first() > to);
+            if is_later && !self.newest_first {
                 break;
             }
             read += 1;
             self.after = Some(*id);
-            if self.from.is_none_or(|from| entry.modified >= from) {
+            if !is_later && self.from.is_none_or(|from| entry.modified >= from) {
                 page.push(entry);
             }
         }
@@ -299,6 +326,7 @@ mod tests {
         let ids: Vec<_> = (0..3 * PAGE as u64).map(|n| BatchId::new(time(n))).collect();
         ids.iter().rev().for_each(|id| catalog.add(*id, file(1, 10_000)));
         assert!(catalog.files(None, None).map(|entry| entry.id).eq(ids.iter().copied()));
+        assert!(catalog.files_newest_first(None, None).map(|entry| entry.id).eq(ids.iter().rev().copied()));
         let mut files = catalog.files(None, None);
         assert_eq!(files.next().unwrap().id, ids[0]);
         ids.iter().for_each(|id| catalog.remove(*id));
@@ -317,6 +345,9 @@ mod tests {
         assert_eq!(found(None, Some(time(9))), [0]);
         assert_eq!(found(Some(time(10 * 2 * PAGE as u64 - 1)), None), [2 * PAGE as u64 - 1], "after a page of others");
         assert!(found(Some(time(1_000_000)), None).is_empty());
+        let newest = |from, to| catalog.files_newest_first(from, to).map(|entry| entry.bytes).collect::<Vec<_>>();
+        assert_eq!(newest(Some(time(25)), Some(time(40))), [4, 3, 2], "after a page of others");
+        assert_eq!(newest(None, Some(time(9))), [0]);
     }
 
     #[test]

@@ -124,6 +124,7 @@ impl Store {
         self.disk.check_root()?;
         let disk =
             rustix::fs::statvfs(&self.path).map_err(io::Error::from).describe("inspect the disk of", &self.path)?;
+        self.metrics.disk_total_bytes.set(disk.f_blocks.saturating_mul(disk.f_frsize));
         match disk.f_blocks {
             // The file system has no fixed size, such as ramfs.
             0 => Ok(u64::MAX),
@@ -137,6 +138,20 @@ impl Store {
     /// Errors of the file system.
     pub fn sync(&self) -> io::Result<()> {
         self.disk.sync_dir(&self.path)
+    }
+
+    /// Opens a published report file to read it. It can be read to its end even if it is removed meanwhile.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such file. Other errors of the file system.
+    pub fn open_report_file(&self, id: &BatchId) -> io::Result<File> {
+        self.disk.open(&self.path.join(id.report_file()))
+    }
+
+    /// The path of the directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The counters of this server.

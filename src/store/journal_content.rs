@@ -52,7 +52,7 @@ fn torn_len(left: &[u8]) -> usize {
 }
 
 /// Whether `line`, which ends with a line break, is a line as the server writes it.
-fn is_line(line: &[u8]) -> bool {
+pub(super) fn is_line(line: &[u8]) -> bool {
     let text = &line[..line.len() - 1];
     Reports::check(text).is_ok_and(|reports| reports.as_bytes() == text)
 }

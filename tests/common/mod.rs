@@ -337,6 +337,65 @@ impl Client {
 
     /// Like `try_answer`, but without the checks. It also reads the answers of a load balancer.
     pub(crate) fn try_any_answer(&mut self) -> io::Result<Answer> {
+        let (status, headers) = self.try_head()?;
+        let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        Ok(Answer { status, headers, body: String::from_utf8(body).unwrap() })
+    }
+
+    /// Sends a request without a body, and returns status, headers and body of the answer. The body may be any bytes.
+    pub(crate) fn ask_bytes(&mut self, head: &str) -> (u16, HashMap<String, String>, Vec<u8>) {
+        self.send(head);
+        let (status, headers) = self.try_head().unwrap();
+        let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; if head.starts_with("HEAD ") { 0 } else { length }];
+        self.stream.read_exact(&mut body).unwrap();
+        (status, headers, body)
+    }
+
+    /// Reads the next bytes, whatever they are. Empty at the end of the connection.
+    pub(crate) fn try_read(&mut self, max: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; max];
+        let read = self.stream.read(&mut bytes)?;
+        bytes.truncate(read);
+        Ok(bytes)
+    }
+
+    /// Reads one chunk of a body. At the end of the body, returns the trailers.
+    pub(crate) fn try_chunk(&mut self) -> io::Result<Result<Vec<u8>, String>> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let length = usize::from_str_radix(line.trim_end(), 16).unwrap();
+        if length == 0 {
+            let mut trailers = String::new();
+            while !trailers.ends_with("\r\n\r\n") && trailers != "\r\n" {
+                if self.stream.read_line(&mut trailers)? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            return Ok(Err(trailers.trim_end().to_owned()));
+        }
+        let mut chunk = vec![0; length + 2];
+        self.stream.read_exact(&mut chunk)?;
+        chunk.truncate(length);
+        Ok(Ok(chunk))
+    }
+
+    /// Reads the rest of a chunked body. Returns it with its trailers.
+    pub(crate) fn try_chunks(&mut self) -> io::Result<(Vec<u8>, String)> {
+        let mut body = Vec::new();
+        loop {
+            match self.try_chunk()? {
+                Ok(chunk) => body.extend(chunk),
+                Err(trailers) => return Ok((body, trailers)),
+            }
+        }
+    }
+
+    fn try_head(&mut self) -> io::Result<(u16, HashMap<String, String>)> {
         let mut line = || {
             let mut line = String::new();
             match self.stream.read_line(&mut line)? {
@@ -355,10 +414,7 @@ impl Client {
             *values += if values.is_empty() { "" } else { ", " };
             *values += value.trim();
         }
-        let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
-        Ok(Answer { status, headers, body: String::from_utf8(body).unwrap() })
+        Ok((status, headers))
     }
 
     pub(crate) fn ask_any(&mut self, request: impl AsRef<[u8]>) -> Answer {
@@ -406,6 +462,10 @@ impl Answer {
     pub(crate) fn assert_accepted(&self, reports: usize) {
         let body = format!("{{\"status\":\"ok\",\"accepted\":{reports}}}\n");
         assert_eq!((self.status, &self.body), (200, &body));
+    }
+
+    pub(crate) fn assert_status(&self, status: u16) {
+        assert_eq!(self.status, status, "{self:?}");
     }
 
     pub(crate) fn is_full(&self) -> bool {

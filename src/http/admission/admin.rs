@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hyper::header::{AUTHORIZATION, HeaderMap};
+use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
+use super::session;
 use crate::config::{Access, AdminToken, Config};
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, Challenge};
 
 /// How long a wrong token waits for its answer, and how many may wait. So at most 16 tokens per second can be tried.
 const FAILURE_DELAY: Duration = Duration::from_secs(1);
@@ -71,7 +72,8 @@ impl Admin {
         }
     }
 
-    /// Admits a request that reads metrics: with the admin token, or with the user name and password for metrics.
+    /// Admits a request that reads metrics: with the admin token or a session, or with the user name and password for
+    /// metrics.
     ///
     /// # Errors
     /// Why the request may not read.
@@ -82,19 +84,54 @@ impl Admin {
             Some(expected) if has_login(expected) => Access::Granted,
             Some(_) if self.token.is_closed() && token.is_none() => Access::Missing,
             Some(_) if self.token.is_closed() => Access::Wrong,
-            _ => self.token.check(token.as_deref()),
+            _ => self.check(token.as_deref(), headers),
         };
+        self.decide(access, Challenge::Password).await
+    }
+
+    /// Admits a request that reads: with the admin token or a session.
+    ///
+    /// # Errors
+    /// Why the request may not read.
+    pub(in crate::http) async fn admit(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let access = self.check(Credentials::of(headers).token.as_deref(), headers);
+        self.decide(access, Challenge::Token).await
+    }
+
+    /// Begins a session for a client that presents this token. Returns the value of `Set-Cookie`, or `None` if everybody
+    /// may read.
+    ///
+    /// # Errors
+    /// Why the client may not read.
+    pub(in crate::http) async fn log_in(&self, token: &[u8], is_https: bool) -> Result<Option<HeaderValue>, ApiError> {
+        let presented = Some(token).filter(|token| !token.is_empty());
+        self.decide(self.token.check(presented), Challenge::Token).await?;
+        Ok(session::cookie(&self.token, is_https))
+    }
+
+    fn check(&self, token: Option<&[u8]>, headers: &HeaderMap) -> Access {
+        match self.token.check(token) {
+            decided @ (Access::Granted | Access::Closed) => decided,
+            // A browser may send an old password beside the cookie.
+            refused => match session::check(&self.token, headers) {
+                Access::Missing => refused,
+                decided => decided,
+            },
+        }
+    }
+
+    async fn decide(&self, access: Access, challenge: Challenge) -> Result<(), ApiError> {
         match access {
             Access::Granted => Ok(()),
             Access::Closed => Err(ApiError::AdminClosed),
-            Access::Missing => Err(ApiError::AdminTokenMissing),
+            Access::Missing => Err(ApiError::AdminTokenMissing(challenge)),
             Access::Wrong => {
                 let limit = "the server checks wrong tokens";
                 let Ok(_turn) = self.failures.try_acquire() else {
                     return Err(ApiError::RateLimited { limit, wait: FAILURE_DELAY });
                 };
                 sleep(FAILURE_DELAY).await;
-                Err(ApiError::AdminTokenWrong)
+                Err(ApiError::AdminTokenWrong(challenge))
             }
         }
     }
@@ -103,8 +140,6 @@ impl Admin {
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
     use std::collections::HashMap;
-
-    use hyper::header::HeaderValue;
 
     use super::*;
 
@@ -119,8 +154,8 @@ mod tests {
         match admin.admit_to_metrics(&headers).await {
             Ok(()) => "granted",
             Err(ApiError::AdminClosed) => "closed",
-            Err(ApiError::AdminTokenMissing) => "missing",
-            Err(ApiError::AdminTokenWrong) => "wrong",
+            Err(ApiError::AdminTokenMissing(_)) => "missing",
+            Err(ApiError::AdminTokenWrong(_)) => "wrong",
             Err(error) => panic!("{error:?}"),
         }
     }
@@ -177,7 +212,7 @@ mod tests {
         admin.admit_to_metrics(&right).await.unwrap();
         assert_eq!(started.elapsed(), Duration::ZERO);
         for attempt in attempts {
-            assert!(matches!(attempt.await, Err(ApiError::AdminTokenWrong)));
+            assert!(matches!(attempt.await, Err(ApiError::AdminTokenWrong(_))));
         }
         assert_eq!(started.elapsed().as_secs(), FAILURE_DELAY.as_secs());
     }

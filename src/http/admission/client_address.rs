@@ -49,13 +49,33 @@ impl Proxies {
         }
         client
     }
+
+    /// Whether the client uses HTTPS, as far as the trusted proxy `peer` tells.
+    pub(in crate::http) fn is_https(&self, peer: IpAddr, headers: &HeaderMap) -> bool {
+        if !self.trusted.contains(peer.to_canonical()) {
+            return false;
+        }
+        let last = |name: HeaderName| {
+            let line = headers.get_all(name).iter().next_back()?.to_str().ok()?;
+            line.rsplit(',').next().map(str::trim)
+        };
+        let proto = match self.header {
+            ForwardedHeader::XForwardedFor => last(HeaderName::from_static("x-forwarded-proto")),
+            ForwardedHeader::Forwarded => last(FORWARDED).and_then(|element| parameter(element, "proto")),
+        };
+        proto.is_some_and(|proto| proto.eq_ignore_ascii_case("https"))
+    }
 }
 
 /// The value of `for=` in one element of a `Forwarded` header.
 fn forwarded_for(element: &str) -> Option<&str> {
+    parameter(element, "for")
+}
+
+fn parameter<'a>(element: &'a str, wanted: &str) -> Option<&'a str> {
     let value = element.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("for").then_some(value.trim())
+        name.trim().eq_ignore_ascii_case(wanted).then_some(value.trim())
     })?;
     Some(value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value))
 }

@@ -3,14 +3,14 @@
 //! Browsers add the origin of the page to each POST. A request without an `Origin` header is not from a page of another
 //! origin, and CORS does not apply. Non-browser clients can send any `Origin` header.
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
     ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
     ACCESS_CONTROL_REQUEST_METHOD, HeaderName, HeaderValue, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+
+use crate::http::response::ResponseBody;
 
 /// How long a browser may cache the answer to a preflight, in seconds. It is Chromium's limit, the lowest of all
 /// browsers.
@@ -27,8 +27,8 @@ pub(in crate::http) fn is_preflight<B>(request: &Request<B>) -> bool {
 }
 
 /// The answer to a preflight: POST is allowed, with any headers.
-pub(in crate::http) fn preflight(asked: &HeaderMap) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
+pub(in crate::http) fn preflight(asked: &HeaderMap) -> Response<ResponseBody> {
+    let mut response = Response::<ResponseBody>::default();
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -46,7 +46,7 @@ pub(in crate::http) fn preflight(asked: &HeaderMap) -> Response<Full<Bytes>> {
 }
 
 /// Lets pages of `origin` read the answer.
-pub(in crate::http) fn share(response: &mut Response<Full<Bytes>>, origin: HeaderValue) {
+pub(in crate::http) fn share(response: &mut Response<ResponseBody>, origin: HeaderValue) {
     let headers = response.headers_mut();
     // The origin itself, never `*`: `sendBeacon` always sends credentials, and browsers then reject `*`.
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);

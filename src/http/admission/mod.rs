@@ -6,6 +6,7 @@ mod connections_per_address;
 pub(super) mod cors;
 mod idempotency;
 mod rate_limit;
+pub(super) mod session;
 mod write_keys;
 
 use std::net::IpAddr;

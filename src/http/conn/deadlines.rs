@@ -20,6 +20,12 @@ const LATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the client of an idle HTTP/2 connection has for requests that it sent before it received GOAWAY.
 const GO_AWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a client may take to receive the rest of a streamed answer during a shutdown, or after GOAWAY.
+const LAST_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The value of `deadline_ns` that means no deadline.
+const NEVER: u64 = u64::MAX;
+
 /// A client can receive an answer and send its next request before the server has dropped the answer. So this many
 /// requests beyond the streams of an HTTP/2 connection are not refused.
 const UNFINISHED_REQUESTS: u32 = 8;
@@ -40,19 +46,25 @@ pub(super) enum Phase {
     Answer,
     /// The body or the answer is late. The request answers that.
     Late,
+    /// The answer is made while it is sent.
+    Streaming,
+    /// The same, but the server is shutting down.
+    LastFrame,
     /// HTTP/2: several requests are open at the same time.
     Streams,
     /// HTTP/2: the client has been sent GOAWAY.
     GoingAway,
 }
 
-const PHASES: [Phase; 8] = [
+const PHASES: [Phase; 10] = [
     Phase::Fresh,
     Phase::Idle,
     Phase::Header,
     Phase::Body,
     Phase::Answer,
     Phase::Late,
+    Phase::Streaming,
+    Phase::LastFrame,
     Phase::Streams,
     Phase::GoingAway,
 ];
@@ -85,6 +97,10 @@ pub(super) struct Deadlines {
     open_requests: AtomicU32,
     /// HTTP/2: [`Unsent`] in one word, so that the number and the deadline always match.
     unsent_answers: AtomicU64,
+    /// HTTP/2: number of streamed answers. Their requests count as open.
+    streamed_answers: AtomicU32,
+    /// HTTP/2: the streamed answers that wait for the client, as [`Unsent`].
+    unread_frames: AtomicU64,
 }
 
 /// HTTP/2: the answers that the client has not received completely.
@@ -105,6 +121,16 @@ impl Unsent {
     fn to_word(self) -> u64 {
         self.deadline_ms << Self::COUNT_BITS | self.count
     }
+
+    fn of(word: &AtomicU64) -> Self {
+        Self::from_word(word.load(Ordering::Relaxed))
+    }
+
+    fn update(word: &AtomicU64, change: impl Fn(Self) -> Self) {
+        let change = |word| Some(change(Self::from_word(word)).to_word());
+        let updated = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+        debug_assert!(updated.is_ok(), "each word can be changed");
+    }
 }
 
 impl Deadlines {
@@ -117,6 +143,8 @@ impl Deadlines {
             streams: AtomicU32::new(0),
             open_requests: AtomicU32::new(0),
             unsent_answers: AtomicU64::new(0),
+            streamed_answers: AtomicU32::new(0),
+            unread_frames: AtomicU64::new(0),
         };
         deadlines.set_deadline(limits.keep_alive_timeout);
         deadlines
@@ -126,14 +154,22 @@ impl Deadlines {
         PHASES[usize::from(self.phase.load(Ordering::Relaxed))]
     }
 
-    /// The deadline. HTTP/2 requests without an answer have their own limits: `None` while there are some and the
-    /// client has received all answers.
+    /// The deadline. `None` if there is none: HTTP/2 requests without an answer have their own limits, and a streamed
+    /// answer has a limit only while it waits for the client.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let is_idle = self.open_requests.load(Ordering::Relaxed) == 0;
-        let idle = is_idle.then(|| Duration::from_nanos(self.deadline_ns.load(Ordering::Relaxed)));
-        let unsent = self.unsent();
-        let unsent = (unsent.count > 0).then(|| Duration::from_millis(unsent.deadline_ms));
-        self.opened.checked_add(idle.into_iter().chain(unsent).min()?)
+        // After GOAWAY, streamed answers are over as soon as the client reads.
+        let streamed = match self.phase() {
+            Phase::GoingAway => self.streamed_answers.load(Ordering::Relaxed),
+            _ => 0,
+        };
+        let is_idle = self.open_requests.load(Ordering::Relaxed) <= streamed;
+        let idle = is_idle.then(|| self.deadline_ns.load(Ordering::Relaxed)).filter(|ns| *ns != NEVER);
+        let idle = idle.map(Duration::from_nanos);
+        let unsent = [&self.unsent_answers, &self.unread_frames].map(|word| {
+            let unsent = Unsent::of(word);
+            (unsent.count > 0).then(|| Duration::from_millis(unsent.deadline_ms))
+        });
+        self.opened.checked_add(idle.into_iter().chain(unsent.into_iter().flatten()).min()?)
     }
 
     /// Whether the connection may still send its first request during a shutdown.
@@ -164,7 +200,32 @@ impl Deadlines {
 
     /// HTTP/1: the answer is complete.
     pub(super) fn answered(&self) {
-        self.enter(Phase::Idle, self.limits.keep_alive_timeout);
+        // After its last answer, the client gets no more time.
+        if self.phase() != Phase::LastFrame {
+            self.enter(Phase::Idle, self.limits.keep_alive_timeout);
+        }
+    }
+
+    /// HTTP/1: the request is complete and gets a streamed answer. If the connection has to end, a short one.
+    pub(super) fn streaming(&self, is_leaving: bool) {
+        match is_leaving {
+            false => self.enter(Phase::Streaming, Duration::MAX),
+            true => self.enter(Phase::LastFrame, LAST_FRAME_TIMEOUT),
+        }
+    }
+
+    /// HTTP/1: the client has to read before the answer can continue.
+    pub(super) fn frame_taken(&self) {
+        if self.phase() == Phase::Streaming {
+            self.set_deadline(self.limits.keep_alive_timeout);
+        }
+    }
+
+    /// HTTP/1: the client has read, and waits for the answer to continue.
+    pub(super) fn frame_wanted(&self) {
+        if self.phase() == Phase::Streaming {
+            self.set_deadline(Duration::MAX);
+        }
     }
 
     /// HTTP/1: the bytes since the last answer belonged to a discarded body, not to a new request.
@@ -199,7 +260,7 @@ impl Deadlines {
     /// answers do not extend it.
     pub(super) fn answer_held(&self) {
         let deadline_ms = self.opened.elapsed().saturating_add(self.limits.keep_alive_timeout).as_millis() as u64;
-        self.update_unsent(|Unsent { count, deadline_ms: earlier }| Unsent {
+        Unsent::update(&self.unsent_answers, |Unsent { count, deadline_ms: earlier }| Unsent {
             count: count + 1,
             deadline_ms: if count == 0 { deadline_ms } else { earlier },
         });
@@ -207,18 +268,38 @@ impl Deadlines {
 
     /// HTTP/2: an answer was sent or dropped.
     pub(super) fn answer_released(&self) {
-        self.update_unsent(|unsent| Unsent { count: unsent.count - 1, ..unsent });
+        Unsent::update(&self.unsent_answers, |unsent| Unsent { count: unsent.count - 1, ..unsent });
         self.extend_idle_time();
     }
 
-    fn unsent(&self) -> Unsent {
-        Unsent::from_word(self.unsent_answers.load(Ordering::Relaxed))
+    /// HTTP/2: the answer to an open request is streamed.
+    pub(super) fn stream_answer_begun(&self) {
+        self.streamed_answers.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn update_unsent(&self, change: impl Fn(Unsent) -> Unsent) {
-        let change = |word| Some(change(Unsent::from_word(word)).to_word());
-        let updated = self.unsent_answers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
-        debug_assert!(updated.is_ok(), "each word can be changed");
+    /// HTTP/2: a streamed answer has ended, and its request, too.
+    pub(super) fn stream_answer_ended(&self) {
+        self.streamed_answers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// HTTP/2: the client has to read before a streamed answer can continue. Each frame starts the time anew: a client
+    /// that reads one of its answers is not gone.
+    pub(super) fn stream_frame_taken(&self) {
+        let limit = match self.phase() {
+            Phase::GoingAway => LAST_FRAME_TIMEOUT,
+            _ => self.limits.keep_alive_timeout,
+        };
+        let deadline_ms = self.opened.elapsed().saturating_add(limit).as_millis() as u64;
+        Unsent::update(&self.unread_frames, |unsent| Unsent { count: unsent.count + 1, deadline_ms });
+    }
+
+    /// HTTP/2: the client has read a frame, or will never read it.
+    pub(super) fn stream_frame_released(&self) {
+        Unsent::update(&self.unread_frames, |unsent| Unsent { count: unsent.count - 1, ..unsent });
+    }
+
+    fn unsent(&self) -> Unsent {
+        Unsent::of(&self.unsent_answers)
     }
 
     /// Starts the idle time of an HTTP/2 connection anew. A client that does not read its answers, or that was sent
@@ -229,9 +310,20 @@ impl Deadlines {
         }
     }
 
-    /// HTTP/2: GOAWAY is about to be sent.
-    pub(super) fn going_away(&self) {
+    /// The connection accepts no further requests, and streamed answers end.
+    pub(super) fn leaving(&self) {
+        match self.phase() {
+            // GOAWAY is about to be sent.
+            Phase::Streams => self.going_away(),
+            Phase::Streaming => self.enter(Phase::LastFrame, LAST_FRAME_TIMEOUT),
+            _ => {}
+        }
+    }
+
+    fn going_away(&self) {
         self.enter(Phase::GoingAway, GO_AWAY_TIMEOUT);
+        let deadline_ms = (self.opened.elapsed() + LAST_FRAME_TIMEOUT).as_millis() as u64;
+        Unsent::update(&self.unread_frames, |unsent| Unsent { deadline_ms, ..unsent });
     }
 
     /// The deadline has passed. Enters the phase that follows.
@@ -245,10 +337,11 @@ impl Deadlines {
             Phase::Streams => {
                 self.going_away();
                 let deadline_ms = (self.opened.elapsed() + GO_AWAY_TIMEOUT).as_millis() as u64;
-                self.update_unsent(|unsent| Unsent { deadline_ms, ..unsent });
+                Unsent::update(&self.unsent_answers, |unsent| Unsent { deadline_ms, ..unsent });
                 Expired::GoAway
             }
             Phase::Header => Expired::Close("the header did not arrive in time"),
+            Phase::Streaming | Phase::LastFrame => Expired::Close("the client does not read its answer"),
             Phase::Fresh | Phase::Idle | Phase::Late | Phase::GoingAway => Expired::Close("idle for too long"),
         }
     }

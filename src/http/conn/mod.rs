@@ -8,6 +8,7 @@ mod deadlines;
 mod protocol;
 mod proxy_header;
 mod request;
+mod stream_writer;
 mod streams;
 mod timed_stream;
 
@@ -18,8 +19,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::service::service_fn;
@@ -28,15 +27,17 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 pub(super) use self::connection::Connection;
-use self::deadlines::{Deadlines, Expired, Phase};
+use self::deadlines::{Expired, Phase};
 use self::protocol::Protocol;
 pub use self::protocol::http1_builder;
 pub(super) use self::request::RequestContext;
 use self::request::RequestGuard;
+pub(super) use self::stream_writer::{Stopped, StreamWriter};
 pub(super) use self::streams::Streams;
 use self::timed_stream::TimedStream;
 use super::app::App;
 use super::refusals::TOO_MANY_CONNECTIONS;
+use super::response::ResponseBody;
 use crate::metrics::Ended;
 
 /// Maximum number of header fields. hyper has the same limit for HTTP/1, and none for HTTP/2.
@@ -48,7 +49,7 @@ pub(super) trait Handler: 'static {
     fn answer(
         context: RequestContext<'_>,
         request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+    ) -> impl Future<Output = Response<ResponseBody>> + Send;
 }
 
 /// Serves one connection until the client closes it, a timeout ends it, or the server shuts down.
@@ -80,7 +81,7 @@ impl End {
 async fn serve_until_end<H: Handler>(app: Arc<App>, mut stream: TcpStream, peer: SocketAddr) -> Result<(), End> {
     let client = proxy_header::client(&app, &mut stream, peer.ip()).await.map_err(End::error)?;
     let address = client.unwrap_or(peer.ip().to_canonical());
-    let connection = Arc::new(Connection { peer: address, deadlines: Deadlines::new(app.limits), app });
+    let connection = Arc::new(Connection::new(app, address));
     // A proxy's own connections carry requests of many clients, so they are not counted.
     let counted = connection.app.per_address.as_ref().zip(client).map(|(counts, client)| counts.count(client));
     if let Some(None) = counted {
@@ -92,7 +93,7 @@ async fn serve_until_end<H: Handler>(app: Arc<App>, mut stream: TcpStream, peer:
 }
 
 /// The answer that hyper gives to a long header.
-fn too_many_header_fields() -> Response<Full<Bytes>> {
+fn too_many_header_fields() -> Response<ResponseBody> {
     let mut response = Response::default();
     *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
     response
@@ -134,16 +135,18 @@ async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> R
         loop {
             if !is_draining && app.drain.is_started() && !deadlines.is_fresh() {
                 is_draining = true;
-                if deadlines.phase() == Phase::Streams {
-                    deadlines.going_away();
-                }
+                connection.leave();
                 protocol.graceful_shutdown();
             }
             if let Poll::Ready(ended) = protocol.poll(cx) {
-                return Poll::Ready(ended.map_err(End::error));
+                return Poll::Ready(match deadlines.phase() {
+                    // A client may leave a stream at any time.
+                    Phase::Streaming | Phase::LastFrame => Ok(()),
+                    _ => ended.map_err(End::error),
+                });
             }
             if protocol.poll_leave(cx).is_ready() {
-                deadlines.going_away();
+                connection.leave();
                 protocol.graceful_shutdown();
                 continue;
             }
@@ -163,7 +166,10 @@ async fn drive<H: Handler>(connection: &Arc<Connection>, stream: TcpStream) -> R
             match deadline {
                 Some(deadline) if deadline <= Instant::now() => match deadlines.expired() {
                     Expired::AnswerLate => {}
-                    Expired::GoAway => protocol.graceful_shutdown(),
+                    Expired::GoAway => {
+                        connection.leave();
+                        protocol.graceful_shutdown();
+                    }
                     Expired::Close(reason) => {
                         return Poll::Ready(Err(End { outcome: Ended::Timeout, reason: reason.to_owned() }));
                     }

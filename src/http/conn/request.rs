@@ -1,20 +1,21 @@
 //! One request, as its connection sees it: permit, time limits, end.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::Version;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::connection::Connection;
 use super::deadlines::Phase;
+use super::stream_writer::StreamWriter;
+use crate::http::response::ResponseBody;
 
 /// How much of a refused body is read and discarded, and for how long.
 const DISCARD_BYTES: usize = 16 << 20;
@@ -41,11 +42,14 @@ impl RequestGuard {
 
     /// The body of the answer. Over HTTP/2, the client may refuse to receive it. So a request without a permit gets no
     /// body.
-    pub(super) fn answer_body(self, body: Full<Bytes>) -> AnswerBody {
-        match (self.is_http2, self.has_permit) {
-            (false, _) => AnswerBody { body, _unsent: None },
-            (true, false) => AnswerBody { body: Full::default(), _unsent: None },
-            (true, true) => AnswerBody { body, _unsent: Some(Unsent::new(Arc::clone(&self.connection))) },
+    pub(super) fn answer_body(self, body: ResponseBody) -> AnswerBody {
+        match (&body, self.is_http2, self.has_permit) {
+            (_, true, false) => AnswerBody { body: ResponseBody::default(), held: Held::Nothing },
+            (ResponseBody::Streamed(_), ..) => AnswerBody { body, held: Held::Request(OpenAnswer::new(self)) },
+            (ResponseBody::Whole(_), false, _) => AnswerBody { body, held: Held::Nothing },
+            (ResponseBody::Whole(_), true, true) => {
+                AnswerBody { body, held: Held::Unsent(Unsent::new(Arc::clone(&self.connection))) }
+            }
         }
     }
 }
@@ -62,8 +66,56 @@ impl Drop for RequestGuard {
 /// The body of an answer. hyper holds it until the client has received all of it.
 #[derive(Debug)]
 pub(super) struct AnswerBody {
-    body: Full<Bytes>,
-    _unsent: Option<Unsent>,
+    body: ResponseBody,
+    held: Held,
+}
+
+/// What the connection has to know until the body is sent.
+#[derive(Debug)]
+enum Held {
+    Nothing,
+    #[allow(dead_code, reason = "it is dropped with the body")]
+    Unsent(Unsent),
+    /// The request of a streamed answer is open until its end.
+    Request(OpenAnswer),
+}
+
+/// A streamed answer.
+#[derive(Debug)]
+struct OpenAnswer {
+    request: RequestGuard,
+    /// hyper has taken a frame and not asked for the next one: it waits for the client.
+    is_waiting: bool,
+}
+
+impl OpenAnswer {
+    fn new(request: RequestGuard) -> Self {
+        if request.is_http2 {
+            request.connection.deadlines.stream_answer_begun();
+        }
+        Self { request, is_waiting: false }
+    }
+
+    fn wait(&mut self, is_waiting: bool) {
+        let deadlines = &self.request.connection.deadlines;
+        match (self.is_waiting, is_waiting, self.request.is_http2) {
+            (false, true, false) => deadlines.frame_taken(),
+            (true, false, false) => deadlines.frame_wanted(),
+            (false, true, true) => deadlines.stream_frame_taken(),
+            (true, false, true) => deadlines.stream_frame_released(),
+            (false, false, _) | (true, true, _) => {}
+        }
+        self.is_waiting = is_waiting;
+    }
+}
+
+impl Drop for OpenAnswer {
+    fn drop(&mut self) {
+        self.wait(false);
+        if self.request.is_http2 {
+            self.request.connection.deadlines.stream_answer_ended();
+        }
+    }
 }
 
 /// HTTP/2: an answer that the client has not received completely.
@@ -85,10 +137,14 @@ impl Drop for Unsent {
 
 impl Body for AnswerBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Held::Request(answer) = &mut self.held {
+            answer.wait(matches!(frame, Poll::Ready(Some(Ok(_)))));
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -135,6 +191,24 @@ impl<'a> RequestContext<'a> {
             false => self.connection.deadlines.answering(),
             true => self.start_timer(self.connection.app.limits.commit_timeout),
         }
+    }
+
+    /// The request is complete, and its answer may take any time. While it does, a client that closes its sending side
+    /// counts as gone.
+    pub(in crate::http) fn start_stream(&self) {
+        if !self.is_http2 {
+            self.connection.deadlines.streaming(self.connection.left.is_set());
+        }
+    }
+
+    /// A body that is made while it is sent, and its writer. `bytes` is its length, if that is known.
+    pub(in crate::http) fn stream(&self, bytes: Option<u64>) -> (StreamWriter, ResponseBody) {
+        StreamWriter::new(Arc::clone(self.connection), bytes)
+    }
+
+    /// Resolves when the connection has to end: a streamed answer is to end, too.
+    pub(in crate::http) async fn left(&self) {
+        self.connection.left.wait().await;
     }
 
     fn start_timer(&mut self, limit: Duration) {

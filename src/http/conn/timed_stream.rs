@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::connection::Connection;
+use super::deadlines::Phase;
 
 /// A socket that tells the deadlines of its connection when bytes arrive.
 #[derive(Debug)]
@@ -18,6 +19,17 @@ pub(super) struct TimedStream {
 }
 
 impl TimedStream {
+    /// Whether the client has closed the connection during a streamed answer. A client that has only closed its sending
+    /// side looks the same, and also counts. hyper does not read meanwhile, but it flushes each time it is polled.
+    fn is_abandoned(&self, cx: &mut Context<'_>) -> bool {
+        self.connection.deadlines.phase() == Phase::Streaming
+            && match self.poll_peek(cx, &mut ReadBuf::new(&mut [0])) {
+                Poll::Ready(Ok(bytes)) => bytes == 0,
+                Poll::Ready(Err(_)) => true,
+                Poll::Pending => false,
+            }
+    }
+
     /// Reads the received bytes without consuming them.
     pub(super) fn poll_peek(&self, cx: &mut Context<'_>, bytes: &mut ReadBuf<'_>) -> Poll<io::Result<usize>> {
         self.stream.poll_peek(cx, bytes)
@@ -41,6 +53,9 @@ impl AsyncWrite for TimedStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_abandoned(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

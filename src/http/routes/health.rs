@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::header::{CACHE_CONTROL, HeaderValue};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use crate::http::app::App;
-use crate::http::response::json;
+use crate::http::response::{ResponseBody, json};
 
 /// The time after which a write to a journal counts as stalled. Usually it takes microseconds, and a sync milliseconds.
 const STALLED: Duration = Duration::from_secs(1);
@@ -25,12 +23,12 @@ struct Health {
 }
 
 /// 200 as long as the process can answer.
-pub(super) fn live(app: &App) -> Response<Full<Bytes>> {
+pub(super) fn live(app: &App) -> Response<ResponseBody> {
     health(app, None)
 }
 
 /// 200 if the next report would be accepted. Otherwise 503 with the reason.
-pub(super) fn ready(app: &App) -> Response<Full<Bytes>> {
+pub(super) fn ready(app: &App) -> Response<ResponseBody> {
     health(app, not_ready(app))
 }
 
@@ -51,7 +49,7 @@ fn not_ready(app: &App) -> Option<String> {
     }
 }
 
-fn health(app: &App, reason: Option<String>) -> Response<Full<Bytes>> {
+fn health(app: &App, reason: Option<String>) -> Response<ResponseBody> {
     let (code, status) = match reason {
         None => (StatusCode::OK, "ok"),
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),

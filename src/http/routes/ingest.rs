@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
 use tokio::time::timeout;
@@ -17,7 +16,7 @@ use crate::http::app::App;
 use crate::http::body::{self, Encoding, Received};
 use crate::http::conn::{Connection, RequestContext};
 use crate::http::error::ApiError;
-use crate::http::response::text;
+use crate::http::response::{ResponseBody, text};
 use crate::report::Reports;
 
 /// How long a request waits for capacity in the buffer before it is refused.
@@ -61,7 +60,7 @@ impl<'a> Head<'a> {
 pub(super) async fn post(
     context: &mut RequestContext<'_>,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, ApiError> {
+) -> Result<Response<ResponseBody>, ApiError> {
     let connection = context.connection;
     let app = &connection.app;
     context.start_body();
@@ -159,7 +158,7 @@ async fn append_reports(app: &App, reports: &Reports<'_>) -> Result<Ticket, ApiE
     }
 }
 
-fn accepted(count: usize) -> Response<Full<Bytes>> {
+fn accepted(count: usize) -> Response<ResponseBody> {
     let body = match count {
         1 => Bytes::from_static(b"{\"status\":\"ok\",\"accepted\":1}\n"),
         _ => format!("{{\"status\":\"ok\",\"accepted\":{count}}}\n").into(),

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::SystemTime;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::header::{ACCEPT, CACHE_CONTROL, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
 use prometheus_client::collector::Collector;
@@ -21,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::http::app::App;
 use crate::http::error::ApiError;
-use crate::http::response::text;
+use crate::http::response::{ResponseBody, text};
 use crate::metrics::{CODES, ENDS, LOSSES, ROUTES, Snapshot, TRIGGERS};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -30,7 +28,7 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Nanoseconds per second.
 const NANOS: f64 = 1e9;
 
-pub(super) async fn get(app: &Arc<App>, headers: &HeaderMap) -> Result<Response<Full<Bytes>>, ApiError> {
+pub(super) async fn get(app: &Arc<App>, headers: &HeaderMap) -> Result<Response<ResponseBody>, ApiError> {
     let is_openmetrics = prefers_openmetrics(headers);
     // One scrape at a time. Further ones wait.
     let _turn = app.scrapes.lock().await;

@@ -1,13 +1,12 @@
 //! `GET /openapi.yaml`: the description of the API (OpenAPI).
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::Response;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
 
 use crate::http::admission::cors::CROSS_ORIGIN_RESOURCE_POLICY;
+use crate::http::response::{ResponseBody, whole};
 
 const DOCUMENT: &[u8] = include_bytes!("../../../openapi.yaml");
 
@@ -21,8 +20,8 @@ const HEADERS: [(HeaderName, HeaderValue); 5] = [
     (CROSS_ORIGIN_RESOURCE_POLICY, HeaderValue::from_static("cross-origin")),
 ];
 
-pub(super) fn document() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(DOCUMENT)));
+pub(super) fn document() -> Response<ResponseBody> {
+    let mut response = whole(DOCUMENT);
     response.headers_mut().extend(HEADERS);
     response
 }
@@ -55,6 +54,7 @@ mod tests {
                 "UNAVAILABLE" => StatusCode::SERVICE_UNAVAILABLE,
                 "NOT_FOUND" => StatusCode::NOT_FOUND,
                 "METHOD_NOT_ALLOWED" => StatusCode::METHOD_NOT_ALLOWED,
+                "RANGE_NOT_SATISFIABLE" => StatusCode::RANGE_NOT_SATISFIABLE,
                 "FORBIDDEN" => StatusCode::FORBIDDEN,
                 "UNAUTHORIZED" => StatusCode::UNAUTHORIZED,
                 "TOO_MANY_REQUESTS" => StatusCode::TOO_MANY_REQUESTS,

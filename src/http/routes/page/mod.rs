@@ -13,6 +13,8 @@ use hyper::header::{
 };
 use hyper::{Response, StatusCode};
 
+use crate::http::response::ResponseBody;
+
 /// What the page may do: load its own files, and send requests to its own server. Trusted types keep its scripts from
 /// turning text into HTML.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
@@ -72,16 +74,16 @@ pub(super) fn asset(path: &str) -> Option<Asset> {
 
 impl Asset {
     /// The file, or 304 if the client has it already.
-    pub(super) fn response(&self, request: &HeaderMap) -> Response<Full<Bytes>> {
+    pub(super) fn response(&self, request: &HeaderMap) -> Response<ResponseBody> {
         let is_known = request.get(IF_NONE_MATCH).is_some_and(|tags| contains(tags, &TAG));
-        let mut response = Response::new(Full::default());
+        let mut response = Response::<ResponseBody>::default();
         response.headers_mut().extend(HEADERS);
         response.headers_mut().insert(ETAG, TAG.clone());
         if is_known {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
         } else {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
-            *response.body_mut() = Full::new(Bytes::from_static(self.content.as_bytes()));
+            *response.body_mut() = ResponseBody::Whole(Full::new(Bytes::from_static(self.content.as_bytes())));
         }
         response
     }
@@ -100,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    fn get(path: &str, if_none_match: Option<&str>) -> Response<Full<Bytes>> {
+    fn get(path: &str, if_none_match: Option<&str>) -> Response<ResponseBody> {
         let mut headers = HeaderMap::new();
         headers.extend(if_none_match.map(|tags| (IF_NONE_MATCH, HeaderValue::from_str(tags).unwrap())));
         asset(path).unwrap().response(&headers)
