@@ -3,16 +3,14 @@
 // The tests need Chromium. CHROMIUM is its path (default: /usr/bin). SCREENSHOTS is a directory for pictures of the page.
 
 import assert from "node:assert/strict";
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 import { chromium } from "playwright-core";
+import { CHROMIUM, PATIENCE_MS, openPage, until } from "./common.mjs";
 import { TOKEN, hostileReports, mock, netwatchReports } from "./mock.mjs";
 
-const PATIENCE_MS = Number(process.env.PATIENCE_MS ?? 60_000);
-const CHROMIUM = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser"].find(existsSync);
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const ANALYSIS = "#/analysis?path=.hosts%5B%5D.history%5B%5D.latency&by=.hosts%5B%5D.name&since=1h";
 
@@ -22,38 +20,11 @@ before(async () => {
 });
 after(() => browser?.close());
 
-/**
- * Starts a server and opens its page. At the end, the test fails if the page sent a request to another origin, violated its
- * policy, threw an error or ran anything from a report.
- */
+/** Starts a mock server and opens its page, logged in unless there is another fragment. */
 async function open(t, { fragment = `#token=${TOKEN}`, server: options, ...context } = {}) {
   const server = await mock(options);
   t.after(() => server.close());
-  const tab = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...context });
-  t.after(() => tab.close());
-  const page = await tab.newPage();
-  page.setDefaultTimeout(PATIENCE_MS);
-  const faults = [];
-  page.on("request", (request) => new URL(request.url()).origin === server.origin || faults.push(`request to ${request.url()}`));
-  page.on("pageerror", (error) => faults.push(`error: ${error.stack}`));
-  page.on("dialog", (dialog) => (faults.push("dialog"), dialog.dismiss()));
-  await page.exposeFunction("reportFault", (fault) => faults.push(fault));
-  await page.addInitScript(() => addEventListener("securitypolicyviolation", ({ violatedDirective, blockedURI, sample }) =>
-    reportFault(`policy: ${violatedDirective} ${blockedURI} ${sample}`)));
-  await page.goto(`${server.origin}/${fragment}`);
-  page.check = async () => {
-    assert.equal(await page.evaluate(() => globalThis.hacked), undefined);
-    assert.deepEqual(faults, []);
-  };
-  return { server, page, tab, faults };
-}
-
-async function until(what, ask) {
-  const deadline = Date.now() + PATIENCE_MS;
-  while (!(await ask())) {
-    assert.ok(Date.now() < deadline, `timeout while waiting until ${what}`);
-    await sleep(20);
-  }
+  return { server, ...(await openPage(t, browser, `${server.origin}/${fragment}`, context)) };
 }
 
 const shown = (page, text) => page.getByText(text).first().waitFor();
@@ -137,7 +108,7 @@ test("the live view shows the state of the server", async (t) => {
   await ready(page, "#/live");
   const texts = {
     Reports: /^\d+(\.\d+)?K?\/s$/, Bytes: /^[\d.]+ [KM]iB\/s$/, "Refused requests": /^[\d.]+\/s$/, Latency: /^p99 [\d.]+ ms$/,
-    "Journal commit": /^p99 [\d.]+ ms$/, Buffer: /^[\d.]+ %$/, "Flush backlog": /^[\d.]+ s$/, "Free disk": /^[\d.]+ GiB$/,
+    Journal: /^p99 [\d.]+ ms$/, Buffer: /^[\d.]+ %$/, "Flush backlog": /^[\d.]+ s$/, "Free disk": /^[\d.]+ GiB$/,
   };
   for (const [title, text] of Object.entries(texts)) assert.match(await chart(page, title).locator(".now").innerText(), text, title);
   assert.match(await chart(page, "Refused requests").innerText(), /Since the start: rate-limited 1\.8\dK/);

@@ -193,13 +193,13 @@ export function analysis({ parameters, navigate }) {
       const byTime = new Map(points.map((point) => [Date.parse(point.time), point]));
       return times.map((time) => byTime.get(time));
     };
-    const main = new TimeChart({ title: name, format, height: 240, cursor, ceilingOf: CEILINGS[unitOf(answer.path)] });
+    const main = new TimeChart({ title: headOf(name), format, height: 240, cursor, ceilingOf: CEILINGS[unitOf(answer.path)] });
     const count = new TimeChart({ title: "Values per step", format: f.number, kind: "bar", height: 110, cursor, note: `One step is ${step}.` });
     const failed = hasErrors && new TimeChart({ title: "Error share", format: f.percent, height: 110, cursor });
     charts = [main, count, failed].filter(Boolean);
     const choice = hasGroups && el("div", { class: "choice", role: "group", "aria-label": "Quantile" }, ...QUANTILE_NAMES.map((name, i) =>
       el("button", { type: "button", "aria-pressed": String(i === quantile), onclick: () => ((quantile = i), draw()) }, name)));
-    const back = hasGroups && el("button", { type: "button", class: "quiet", hidden: true, onclick: () => pick(null) }, "All groups");
+    const back = hasGroups && el("button", { type: "button", hidden: true, onclick: () => pick(null) }, "All groups");
     if (choice) main.drawing.before(el("div", { class: "row tools" }, choice, back));
 
     const groups = new Map(series.map((one) => [nameOf(one.group), one]));
@@ -212,7 +212,7 @@ export function analysis({ parameters, navigate }) {
       const lines = one
         ? QUANTILE_NAMES.map((name, i) => ({ name, look: i + 1, values: points.map((point) => point?.quantiles?.[i] ?? null) }))
         : series.slice(0, MAX_LINES).map((one, i) => ({ name: nameOf(one.group), look: (i % 8) + 1, values: at(one).map((point) => point?.quantiles?.[quantile] ?? null) }));
-      main.setTitle(one ? (hasGroups ? `${name}: ${f.visibleLine(nameOf(one.group), 60)}` : name) : `${QUANTILE_NAMES[quantile]} of ${name} by ${label}`);
+      main.setTitle(one ? (hasGroups ? `${headOf(name)}: ${f.visibleLine(nameOf(one.group), 60)}` : headOf(name)) : `${QUANTILE_NAMES[quantile]} of ${name} by ${label}`);
       main.set({ times, series: lines, gapMs: stepMs * GAP_STEPS });
       const shown = one ? [one] : all;
       const total = (key) => times.map((_, i) => shown.reduce((sum, series) => sum + (pointsOf.get(series)[i]?.[key] ?? 0), 0));

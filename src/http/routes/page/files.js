@@ -1,6 +1,6 @@
 // The files view: report files, the newest first.
 
-import { json } from "./api.js";
+import { request, url } from "./api.js";
 import { alertBox, el, field, scrollable } from "./dom.js";
 import * as f from "./format.js";
 
@@ -28,8 +28,11 @@ export function files({ parameters, navigate }) {
     more.disabled = true;
     status.textContent = "Loading…";
     try {
-      const { files } = await json("api/v1/files", { since, until, order: "desc", limit: PAGE }, signal);
+      const response = await request(url("api/v1/files", { since, until, order: "desc", limit: PAGE }), { signal });
+      const { files } = await response.json();
       if (signal.aborted) return;
+      const [, gap] = /^incomplete; (.*)/.exec(response.headers.get("netwatch-status") ?? "") ?? [];
+      problem.replaceChildren(...(gap ? [el("p", { class: "notice" }, `Not all files: ${f.visible(gap)}.`)] : []));
       const fresh = files.filter(({ name }) => !names.has(name));
       for (const { name, bytes } of fresh) {
         names.add(name);
