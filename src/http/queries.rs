@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A query can use much processor time and memory, and a filter is a program of the client. So the child has limits, a
-//! low priority and an empty environment: it knows no secret. It sets the limits itself when it sees `--child`. It is
+//! low priority and an environment without secrets. It sets the limits itself when it sees `--child`. It is
 //! killed when the client goes away, at the time limit, and when the server shuts down. Its output waits in a pipe until
 //! the client reads.
 
@@ -117,8 +117,9 @@ impl Queries {
         dir.push(&self.data_dir);
         let mut child = Command::new(&self.program);
         child.arg(command).args([OsString::from("--child"), dir]).args(arguments);
-        // No secrets. And the server's directory may contain a configuration file.
-        child.env_clear().current_dir("/");
+        // No secrets. And the server's directory may contain a configuration file. The allocator would reserve 1 GiB of
+        // address space, which is limited: mimalloc's option, in KiB.
+        child.env_clear().env("MIMALLOC_ARENA_RESERVE", "32768").current_dir("/");
         child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = self.spawn(child).await.map_err(ApiError::Internal)?;
         let output = child.stdout.take().expect("it is piped");
