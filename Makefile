@@ -41,7 +41,8 @@ test-all:
 crash:
 	CRASH_ROUNDS=1000 cargo test --release --test crash -- --nocapture
 
-# Pages in a real browser. Requires Chromium, Node.js 20 or newer, and zstd.
+# Pages that send reports, and the web page, in a real browser. `node tests/browser/mock.mjs 8099` serves the page with
+# generated data while you work on it. SCREENSHOTS=DIR keeps pictures. Requires Chromium, Node.js 20 or newer, and zstd.
 browser: build
 	cd tests/browser && npm ci && NETWATCH_SERVER=$(SERVER) node --test
 
