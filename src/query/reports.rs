@@ -108,8 +108,8 @@ impl Incomplete {
         }
         if let Some(first) = &state.first_failure {
             let count = state.failed_reports;
-            let reports = if count == 1 { "report" } else { "reports" };
-            lines.push(format!("the filter failed for {count} {reports}, which are left out: {first}"));
+            let reports = if count == 1 { "report is" } else { "reports are" };
+            lines.push(format!("{count} {reports} left out, because the filter failed: {first}"));
         }
         lines
     }
@@ -521,6 +521,6 @@ mod tests {
         assert!(run(&store, &Query::all()).1[0].contains("the last line has no line break"));
         let failing = Query { filter: Some(Filter::parse(".n.x").unwrap()), ..Query::all() };
         let (_, incomplete) = run(&store, &failing);
-        assert!(incomplete[1].starts_with("the filter failed for 21 reports, which are left out: "), "{incomplete:?}");
+        assert!(incomplete[1].starts_with("21 reports are left out, because the filter failed: "), "{incomplete:?}");
     }
 }
