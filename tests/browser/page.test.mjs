@@ -226,6 +226,19 @@ test("a group, a quantile and a range can be chosen, and the address brings them
   await page.check();
 });
 
+test("a query waits while the server is busy, and says so if that takes too long", async (t) => {
+  const { page, server } = await open(t);
+  await ready(page, "#/live");
+  server.state.busy = 2;
+  await page.goto(`${server.origin}/${ANALYSIS}`);
+  await ready(page, ANALYSIS);
+  assert.equal(server.state.busy, 0);
+  server.state.busy = 100;
+  await page.getByRole("button", { name: "Show" }).click();
+  await shown(page, "The server runs other queries.");
+  await page.check();
+});
+
 test("paths are suggested from the latest reports", async (t) => {
   const reports = Array.from({ length: 30 }, (_, i) => ({ page: ["/", "/cart"][i % 2], load_ms: 90 + i, "two words": { 'q"uote': i }, at: new Date().toISOString(), _at: Date.now() - i * 1000 }));
   const { page } = await open(t, { server: { reports } });
