@@ -309,6 +309,8 @@ test("the files view lists, counts and downloads the files", async (t) => {
   await page.getByRole("button", { name: "Show older files" }).click();
   await shown(page, /^450 files, [\d.]+ MiB$/);
   assert.equal(await page.getByRole("button", { name: "Show older files" }).count(), 0);
+  const names = await page.locator("tbody a").allInnerTexts();
+  assert.deepEqual([names.length, new Set(names).size], [450, 450]);
   const name = await page.locator("tbody a").nth(5).innerText();
   const [download] = await Promise.all([page.waitForEvent("download"), page.locator("tbody a").nth(5).click()]);
   assert.equal(download.suggestedFilename(), name);
