@@ -440,3 +440,206 @@ fn skip_blank(line: &[u8], mut at: usize) -> usize {
     }
     at
 }
+
+#[cfg(all(test, not(netwatch_loom)))]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn path(text: &str) -> Path {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    /// The values of the first path, each with the values of the second path that it is paired with.
+    fn paired(line: &str, one: &str, another: &str) -> Vec<(String, Vec<String>)> {
+        let (one, another) = (path(one), path(another));
+        let extractor = Extractor::new(&[&one, &another], &[(0, 1)]);
+        let mut found = Found::default();
+        assert!(extractor.find(line.as_bytes(), &mut found), "{line}");
+        let text = |span: &Span| line[span.start as usize..span.end as usize].to_owned();
+        let mut pairs = Vec::new();
+        found.for_each_scope(0, (0, 1), |values, groups| {
+            pairs.extend(values.iter().map(|value| (text(value), groups.iter().map(text).collect())));
+        });
+        pairs
+    }
+
+    fn values(line: &str, at: &str) -> Vec<String> {
+        paired(line, at, ".no-such-member".replace('-', "_").as_str()).into_iter().map(|(value, _)| value).collect()
+    }
+
+    /// What the module promises, on values: each value with the index of every element that leads to it.
+    fn naive<'a>(value: &'a Value, steps: &[Step]) -> Vec<(Vec<usize>, &'a Value)> {
+        let Some((step, rest)) = steps.split_first() else { return vec![(Vec::new(), value)] };
+        match (step, value) {
+            (Step::Member(name), Value::Object(members)) => {
+                members.get(name).map(|member| naive(member, rest)).unwrap_or_default()
+            }
+            (Step::Index(index), Value::Array(elements)) => {
+                elements.get(*index).map(|element| naive(element, rest)).unwrap_or_default()
+            }
+            (Step::Each, Value::Array(elements)) => {
+                let found = elements.iter().enumerate().flat_map(|(index, element)| {
+                    naive(element, rest)
+                        .into_iter()
+                        .map(move |(indexes, value)| ([vec![index], indexes].concat(), value))
+                });
+                found.collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn naive_paired(line: &str, one: &str, another: &str) -> Vec<(Value, Vec<Value>)> {
+        let report: Value = serde_json::from_str(line).expect("valid JSON");
+        let (one, another) = (path(one), path(another));
+        let shared = &one.steps()[..one.shared_steps(&another)];
+        let arrays = shared.iter().filter(|step| **step == Step::Each).count();
+        let groups = naive(&report, another.steps());
+        let values = naive(&report, one.steps()).into_iter();
+        let groups_of = |indexes: &[usize]| {
+            let of_scope = groups.iter().filter(|(group, _)| group[..arrays] == indexes[..arrays]);
+            of_scope.map(|(_, group)| (*group).clone()).collect()
+        };
+        values.map(|(indexes, value)| (value.clone(), groups_of(&indexes))).collect()
+    }
+
+    #[test]
+    fn a_value_is_paired_with_the_group_of_its_own_element() {
+        let line = r#"{"hosts":[{"name":"a","history":[{"ms":1},{"ms":2}]},{"history":[{"ms":3}]},{"history":[{"ms":4}],"name":"c"}]}"#;
+        let paired = paired(line, ".hosts[].history[].ms", ".hosts[].name");
+        let expected = [("1", vec!["\"a\""]), ("2", vec!["\"a\""]), ("3", vec![]), ("4", vec!["\"c\""])];
+        let expected: Vec<(String, Vec<String>)> = expected
+            .into_iter()
+            .map(|(value, groups)| (value.to_owned(), groups.into_iter().map(str::to_owned).collect()))
+            .collect();
+        assert_eq!(paired, expected);
+    }
+
+    #[test]
+    fn the_last_of_several_members_with_the_same_name_counts() {
+        assert_eq!(values(r#"{"a":1,"a":2}"#, ".a"), ["2"]);
+        assert_eq!(values(r#"{"a":1,"\u0061":2}"#, ".a"), ["2"]);
+        assert_eq!(values(r#"{"\u0061":1,"b":0,"a":2}"#, ".a"), ["2"]);
+        assert_eq!(values(r#"{"a":[{"b":1},{"b":2}],"a":[{"b":3}]}"#, ".a[].b"), ["3"]);
+        assert_eq!(values(r#"{"a":[{"b":1}],"a":null}"#, ".a[].b"), Vec::<String>::new());
+        assert_eq!(values(r#"{"a":{"b":1},"a":{"c":2}}"#, ".a.b"), Vec::<String>::new());
+        let line = r#"{"a":[{"g":1,"v":1}],"a":[{"g":2,"v":2},{"v":3}]}"#;
+        assert_eq!(paired(line, ".a[].v", ".a[].g"), [("2".into(), vec!["2".into()]), ("3".into(), vec![])]);
+    }
+
+    #[test]
+    fn strings_do_not_end_at_escaped_quotation_marks() {
+        let line = r#" { "x" : "\\\"},{" , "y\"" : [ "]\\" , {"a":"}"} ] , "a" : { "b\\" : 1 , "b" : "\"" } } "#;
+        assert_eq!(values(line, ".a.b"), [r#""\"""#]);
+        assert_eq!(values(line, r#".a."b\\""#), ["1"]);
+        assert_eq!(values(line, r#"."y\""[0]"#), [r#""]\\""#]);
+        assert_eq!(values(line, ".")[0], line.trim());
+    }
+
+    #[test]
+    fn a_line_that_is_no_object_has_no_values() {
+        let (a, b) = (path(".a"), path(".a.b"));
+        let extractor = Extractor::new(&[&a, &b], &[(0, 1)]);
+        let mut found = Found::default();
+        for line in [
+            "",
+            " ",
+            "[1]",
+            "1",
+            "{",
+            "{\"a\"",
+            "{\"a\":",
+            "{\"a\":1",
+            "{\"a\":{\"b\":\"",
+            "{\"a\":\"\\",
+            "{a:1}",
+            "{\"a\":}",
+        ] {
+            assert!(!extractor.find(line.as_bytes(), &mut found), "{line}");
+            assert!(found.values(0).is_empty() && found.values(1).is_empty(), "{line}");
+            assert_eq!(a.first(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    const PATHS: [&str; 16] = [
+        ".",
+        ".a",
+        ".b",
+        ".a.b",
+        ".a[]",
+        ".a[].b",
+        ".a[].a",
+        ".a[].b[]",
+        ".a[].b[].a",
+        ".a[].b[].b",
+        ".a[0]",
+        ".a[1].b",
+        ".a[0][]",
+        ".a[][]",
+        ".a[][].b",
+        ".b[].a",
+    ];
+
+    fn json() -> impl Strategy<Value = String> {
+        let blank = || prop_oneof![8 => Just(""), 1 => Just(" "), 1 => Just("\t ")];
+        let name = || {
+            prop_oneof![
+                4 => Just(r#""a""#), 4 => Just(r#""b""#), 1 => Just(r#""\u0061""#), 1 => Just(r#""\u0062""#),
+                1 => Just(r#""""#), 1 => Just(r#""a\"""#), 1 => Just(r#""longer name \\""#),
+            ]
+        };
+        let leaf = prop_oneof![
+            (0..100_u32).prop_map(|number| number.to_string()),
+            Just("null".to_owned()),
+            Just("-1.5e3".to_owned()),
+            Just("true".to_owned()),
+            Just(r#""\"]}\\""#.to_owned()),
+            Just(r#""a b""#.to_owned()),
+        ];
+        let array = |values: Vec<(String, &str)>| {
+            let values: Vec<_> = values.iter().map(|(value, blank)| format!("{blank}{value}{blank}")).collect();
+            format!("[{}]", values.join(","))
+        };
+        let object = |members: Vec<(&str, String, &str)>| {
+            let members =
+                members.iter().map(|(name, value, blank)| format!("{blank}{name}{blank}:{blank}{value}{blank}"));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+        };
+        let value = leaf.prop_recursive(5, 40, 4, move |inner| {
+            prop_oneof![
+                prop::collection::vec((inner.clone(), blank()), 0..4).prop_map(array),
+                prop::collection::vec((name(), inner, blank()), 0..4).prop_map(object),
+            ]
+        });
+        prop::collection::vec((name(), value, blank()), 0..4).prop_map(object)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn values_and_pairs_are_those_of_a_naive_evaluator(
+            line in json(), one in prop::sample::select(&PATHS[..]), another in prop::sample::select(&PATHS[..])
+        ) {
+            let parse = |json: &String| serde_json::from_str::<Value>(json).expect("valid JSON");
+            let actual: Vec<(Value, Vec<Value>)> = paired(&line, one, another)
+                .iter()
+                .map(|(value, groups)| (parse(value), groups.iter().map(parse).collect()))
+                .collect();
+            prop_assert_eq!(&actual, &naive_paired(&line, one, another));
+            let first = path(one).first(line.as_bytes()).map(|json| serde_json::from_slice(json).expect("valid JSON"));
+            prop_assert_eq!(first, actual.first().map(|(value, _)| value.clone()));
+        }
+
+        #[test]
+        fn no_line_makes_the_walk_panic(line in r#"[{}\[\]",:\\ab0 ]{0,40}"#, one in prop::sample::select(&PATHS[..])) {
+            let (one, another) = (path(one), path(".a[].b"));
+            let mut found = Found::default();
+            Extractor::new(&[&one, &another], &[(0, 1)]).find(line.as_bytes(), &mut found);
+            one.first(line.as_bytes());
+        }
+    }
+}

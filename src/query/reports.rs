@@ -18,7 +18,7 @@ use super::scan::{self, Results, Stopped};
 use crate::store::{OpenBatch, Store, StoredBatch};
 
 /// Lines that are in memory to print a batch in reverse. A longer batch is read several times.
-const REVERSED_BYTES: usize = if cfg!(test) { 300 << 10 } else { 16 << 20 };
+const REVERSED_BYTES: usize = if cfg!(test) { 300 << 10 } else { 12 << 20 };
 
 /// A report may be stored this long after the time in its stamp: its body may take so long to arrive.
 const MAX_DELAY: SignedDuration = SignedDuration::from_mins(10);

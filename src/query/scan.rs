@@ -16,7 +16,7 @@ use std::thread;
 const BLOCK_BYTES: usize = 256 << 10;
 
 /// Results that may wait, for all batches together. Enough for one usual batch per thread on a small machine.
-const WAITING_BYTES: usize = 32 << 20;
+const WAITING_BYTES: usize = 24 << 20;
 
 /// Stack of a thread. Filters may be recursive.
 const STACK_BYTES: usize = 16 << 20;

@@ -99,6 +99,11 @@ impl Totals {
         self.used_bytes += self.cells[cell].merge(other, may_grow);
     }
 
+    #[cfg(test)]
+    pub(super) fn used_bytes(&self) -> usize {
+        self.used_bytes
+    }
+
     /// Whether cells may use more memory.
     fn may_grow(&mut self) -> bool {
         let may_grow = self.used_bytes < self.memory_bytes;

@@ -131,7 +131,8 @@ fn draw_header(summary: &Summary, shown: &[Shown<'_>], has_charts: bool, area: &
     if has_charts && let Some(seconds) = summary.step_seconds {
         let times = || shown.iter().flat_map(|shown| shown.points.iter().map(|point| point.time));
         if let (Some(first), Some(last)) = (times().min(), times().max()) {
-            let day = |at| time(at, "%Y-%m-%d %H:%M");
+            let format = if seconds % 60 == 0 { "%Y-%m-%d %H:%M" } else { "%Y-%m-%d %H:%M:%S" };
+            let day = |at| time(at, format);
             facts.push(format!("{} to {} UTC, every {}", day(first), day(last), length(seconds)));
         }
         let groups = summary.series.len() + usize::from(summary.other.is_some());
@@ -177,8 +178,9 @@ fn draw_chart(summary: &Summary, shown: &Shown<'_>, times: &Range<i64>, step: i6
         .collect();
     let y_ticks = values.ticks().iter().map(|tick| (values.scaled(*tick), rounded(*tick))).collect();
 
-    let name = format!("{}  ", shown.name);
-    write(area, &name, (8, 10), HPos::Left, 15, TEXT)?;
+    if summary.by.is_some() {
+        write(area, &shown.name, (8, 10), HPos::Left, 15, TEXT)?;
+    }
     let count = format!("{} values", shown.total.count);
     write(area, &count, (area.dim_in_pixel().0 as i32 - 12, 10), HPos::Right, 13, FAINT_TEXT)?;
     let area = area.margin(22, 4, 0, 12);
