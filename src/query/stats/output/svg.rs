@@ -159,7 +159,7 @@ fn draw_header(summary: &Summary, shown: &[Shown<'_>], has_charts: bool, area: &
 
 /// A duration as people write it.
 fn length(seconds: u64) -> String {
-    match [(86_400, "d"), (3_600, "h"), (60, "m")].into_iter().find(|(unit, _)| seconds % unit == 0) {
+    match [(86_400, "d"), (3_600, "h"), (60, "m")].into_iter().find(|(unit, _)| seconds.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{}{name}", seconds / unit),
         None => format!("{seconds}s"),
     }
