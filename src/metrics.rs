@@ -214,7 +214,7 @@ pub const ROUTES: [(Route, &str); 15] = [
 ];
 
 /// The statuses that the server answers with. The last one stands for all others.
-pub const CODES: [u16; 17] = [200, 204, 206, 304, 400, 401, 403, 404, 405, 408, 413, 415, 416, 429, 500, 503, 0];
+pub const CODES: [u16; 18] = [200, 204, 206, 304, 400, 401, 403, 404, 405, 408, 413, 415, 416, 422, 429, 500, 503, 0];
 
 /// Why a batch was flushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -245,7 +245,7 @@ fn nginx_passes_the_client_address_in_a_header() {
 }
 
 /// The server answers clients with the token. The load balancer does not forward their requests.
-fn check_that_nobody_reads_metrics(kind: Kind) {
+fn check_that_nobody_reads(kind: Kind) {
     let token = "an-admin-token-of-a-test";
     let server = Server::start(&[("ADMIN_TOKEN", token)]);
     let balancer = Balancer::start(kind, [server.address; 2], &[]);
@@ -260,9 +260,16 @@ fn check_that_nobody_reads_metrics(kind: Kind) {
         "/.well-known/healthcheck.json/../../metrics",
         "/metrics/../api/v1/reports",
         "http://test/metrics",
+        "/api/v1/reports",
+        "/api/v1/reports?limit=1",
+        "/api/v1/reports/tail",
+        "/api/v1/stats?path=.n",
+        "/api/v1/files",
+        "/api/v1/live",
+        "/",
     ] {
         let answer = balancer.connect().ask_any(request(path));
-        assert!((400..500).contains(&answer.status) && !answer.body.contains("netwatch_"), "{path}: {answer:?}");
+        assert!((400..500).contains(&answer.status) && !answer.body.contains("netwatch"), "{path}: {answer:?}");
     }
     let scrapes = "netwatch_http_requests_total{route=\"/metrics\",code=\"200\"} 1\n";
     assert!(server.connect().ask_any(request("/metrics")).body.contains(scrapes));
@@ -270,12 +277,12 @@ fn check_that_nobody_reads_metrics(kind: Kind) {
 
 #[test]
 #[ignore = "needs haproxy: run `make balancers`"]
-fn nobody_reads_metrics_through_haproxy() {
-    check_that_nobody_reads_metrics(Kind::HaProxy);
+fn nobody_reads_through_haproxy() {
+    check_that_nobody_reads(Kind::HaProxy);
 }
 
 #[test]
 #[ignore = "needs nginx: run `make balancers`"]
-fn nobody_reads_metrics_through_nginx() {
-    check_that_nobody_reads_metrics(Kind::Nginx);
+fn nobody_reads_through_nginx() {
+    check_that_nobody_reads(Kind::Nginx);
 }

@@ -47,7 +47,7 @@ fn a_page_can_read_every_answer_including_errors() {
         assert_eq!(answer.status, status, "{answer:?}");
         assert_readable_from(origin, &answer);
     }
-    let get = client.ask(&format!("GET /api/v1/reports HTTP/1.1\r\nhost: test\r\n{from}\r\n"), b"");
+    let get = client.ask(&format!("PUT /api/v1/reports HTTP/1.1\r\nhost: test\r\n{from}\r\n"), b"");
     get.assert_problem(405, "method-not-allowed");
     assert_readable_from(origin, &get);
     assert_readable_from("null", &client.post_with("origin: null\r\n", "{}"));

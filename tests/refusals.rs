@@ -134,9 +134,12 @@ fn a_body_that_cannot_be_decoded_is_a_400_with_the_reason() {
 #[test]
 fn an_unsupported_method_is_a_405_that_lists_the_allowed_methods() {
     let server = Server::start(&[]);
-    for (method, path, allow) in
-        [("GET", "/api/v1/reports", "POST"), ("PUT", "/api/v1/reports", "POST"), ("DELETE", "/livez", "GET, HEAD")]
-    {
+    for (method, path, allow) in [
+        ("PUT", "/api/v1/reports", "GET, HEAD, POST"),
+        ("POST", "/api/v1/files", "GET, HEAD"),
+        ("GET", "/login", "POST"),
+        ("DELETE", "/livez", "GET, HEAD"),
+    ] {
         let answer = server.connect().ask(&format!("{method} {path} HTTP/1.1\r\nhost: test\r\n\r\n"), b"");
         answer.assert_problem(405, "method-not-allowed");
         assert_eq!(answer.headers["allow"], allow);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use flate2::write::GzEncoder;
 use indicatif::{ProgressBar, ProgressStyle};
+use procfs::process::Process;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, nice, set_parent_process_death_signal, setrlimit};
 
 use super::{CommandResult, Usage};
@@ -18,8 +19,9 @@ use crate::config::Config;
 use crate::query::{Incomplete, Progress};
 use crate::store::Store;
 
-/// Address space of a child process. It uses far less, but threads reserve address space for their stacks.
-const CHILD_ADDRESS_SPACE: u64 = 1 << 30;
+/// Address space that a child process may use beyond what it uses at its start. Most of it is reserved by threads for
+/// their stacks, and never touched.
+const CHILD_ADDRESS_SPACE: u64 = 512 << 20;
 
 /// A query that takes longer shows its progress.
 const QUIET: Duration = Duration::from_secs(1);
@@ -47,7 +49,9 @@ impl Child {
         let Some(cpu_seconds) = self.child else { return Ok(()) };
         set_parent_process_death_signal(Some(Signal::KILL))?;
         nice(19)?;
-        limit(Resource::As, CHILD_ADDRESS_SPACE)?;
+        // The allocator has reserved address space already. The server tells it to reserve little.
+        let pages = Process::myself().and_then(|this| this.statm()).map_or(0, |memory| memory.size);
+        limit(Resource::As, pages * procfs::page_size() + CHILD_ADDRESS_SPACE)?;
         if let Some(seconds) = cpu_seconds {
             limit(Resource::Cpu, seconds)?;
         }

@@ -219,7 +219,7 @@ impl ApiError {
                 format!("{reason} at the same time. Send the request again in a moment."),
             ),
             Self::QueryFailed(_) => (
-                StatusCode::INTERNAL_SERVER_ERROR,
+                StatusCode::UNPROCESSABLE_ENTITY,
                 "query-failed",
                 "Query failed",
                 format!("The query did not finish: {reason}."),

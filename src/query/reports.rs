@@ -18,7 +18,7 @@ use super::scan::{self, Results, Stopped};
 use crate::store::{OpenBatch, Store, StoredBatch};
 
 /// Lines that are in memory to print a batch in reverse. A longer batch is read several times.
-const REVERSED_BYTES: usize = if cfg!(test) { 300 << 10 } else { 16 << 20 };
+const REVERSED_BYTES: usize = if cfg!(test) { 300 << 10 } else { 12 << 20 };
 
 /// A report may be stored this long after the time in its stamp: its body may take so long to arrive.
 const MAX_DELAY: SignedDuration = SignedDuration::from_mins(10);
@@ -108,8 +108,8 @@ impl Incomplete {
         }
         if let Some(first) = &state.first_failure {
             let count = state.failed_reports;
-            let reports = if count == 1 { "report" } else { "reports" };
-            lines.push(format!("the filter failed for {count} {reports}, which are left out: {first}"));
+            let reports = if count == 1 { "report is" } else { "reports are" };
+            lines.push(format!("{count} {reports} left out, because the filter failed: {first}"));
         }
         lines
     }
@@ -521,6 +521,6 @@ mod tests {
         assert!(run(&store, &Query::all()).1[0].contains("the last line has no line break"));
         let failing = Query { filter: Some(Filter::parse(".n.x").unwrap()), ..Query::all() };
         let (_, incomplete) = run(&store, &failing);
-        assert!(incomplete[1].starts_with("the filter failed for 21 reports, which are left out: "), "{incomplete:?}");
+        assert!(incomplete[1].starts_with("21 reports are left out, because the filter failed: "), "{incomplete:?}");
     }
 }

@@ -16,7 +16,7 @@ use std::thread;
 const BLOCK_BYTES: usize = 256 << 10;
 
 /// Results that may wait, for all batches together. Enough for one usual batch per thread on a small machine.
-const WAITING_BYTES: usize = 32 << 20;
+const WAITING_BYTES: usize = 24 << 20;
 
 /// Stack of a thread. Filters may be recursive.
 const STACK_BYTES: usize = 16 << 20;
@@ -55,9 +55,12 @@ impl Results {
     }
 }
 
+/// Maximum number of threads. Each one has a decoder and blocks in memory.
+const MAX_THREADS: usize = 16;
+
 /// The number of threads for this many jobs.
 pub(super) fn threads(jobs: usize) -> usize {
-    thread::available_parallelism().map_or(1, NonZeroUsize::get).min(jobs).max(1)
+    thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_THREADS).min(jobs).max(1)
 }
 
 /// Calls `process` for each of `jobs`, on several threads, each with the state that `worker` returns. Passes the results
@@ -92,8 +95,14 @@ where
     thread::scope(|scope| {
         // Dropped at the end of this closure, before the scope waits for the threads.
         let queue = queue;
-        for _ in 0..threads {
-            thread::Builder::new().name("query".to_owned()).stack_size(STACK_BYTES).spawn_scoped(scope, &run)?;
+        for index in 0..threads {
+            let builder = thread::Builder::new().name("query".to_owned()).stack_size(STACK_BYTES);
+            match builder.spawn_scoped(scope, &run) {
+                Ok(_) => {}
+                // Fewer threads do the same work.
+                Err(_) if index > 0 => break,
+                Err(error) => return Err(error),
+            }
         }
         let mut jobs = jobs.fuse();
         let mut in_progress: VecDeque<Receiver<Vec<u8>>> = VecDeque::new();

@@ -1,13 +1,18 @@
 //! Reads report files and journals as blocks of complete lines, without ever holding a whole file in memory.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io;
 use std::os::unix::fs::FileExt;
+
+use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 use super::journal_content::is_line;
 
 /// Usual size of a block. A longer line gets a block of its size.
 const BLOCK_BYTES: usize = 256 << 10;
+
+/// Compressed bytes that are read at once.
+const INPUT_BYTES: usize = 64 << 10;
 
 /// The content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,23 +33,68 @@ pub struct LineReader<'a> {
 }
 
 enum Source<'a> {
-    Zstd(zstd::Decoder<'static, BufReader<&'a File>>),
+    Zstd(ZstdSource<'a>),
     Journal { file: &'a File, offset: u64 },
+}
+
+/// Decompresses directly into a block. `zstd::Decoder` would have to fill each block with zeros before.
+struct ZstdSource<'a> {
+    file: &'a File,
+    offset: u64,
+    decoder: Decoder<'static>,
+    /// Compressed bytes, and how many of them are decompressed.
+    input: Vec<u8>,
+    used: usize,
+    is_between_frames: bool,
+}
+
+impl ZstdSource<'_> {
+    /// Appends at least one byte to `block`, but not more than its capacity. Appends nothing at the end of the file.
+    fn fill(&mut self, block: &mut Vec<u8>) -> io::Result<()> {
+        let start = block.len();
+        loop {
+            if self.used == self.input.len() {
+                self.input.resize(INPUT_BYTES, 0);
+                let read = read_at(self.file, &mut self.input, self.offset)?;
+                self.input.truncate(read);
+                self.offset += read as u64;
+                self.used = 0;
+            }
+            let is_end = self.input.is_empty();
+            if is_end && self.is_between_frames {
+                return Ok(());
+            }
+            let mut input = InBuffer::around(&self.input[self.used..]);
+            let mut output = OutBuffer::around_pos(block, start);
+            let hint = self.decoder.run(&mut input, &mut output)?;
+            self.used += input.pos();
+            // zstd begins a new frame with the next call.
+            self.is_between_frames = hint == 0;
+            if block.len() > start {
+                return Ok(());
+            }
+            if is_end && !self.is_between_frames {
+                return Err(corrupt("the file is incomplete"));
+            }
+        }
+    }
 }
 
 impl<'a> LineReader<'a> {
     /// Reads this file from its start.
     ///
     /// # Errors
-    /// If the file cannot be read from its start, or zstd cannot be initialized.
+    /// If zstd cannot be initialized.
     pub fn new(file: &'a File, encoding: Encoding) -> io::Result<Self> {
         let source = match encoding {
-            Encoding::Zstd => {
-                // It may have been read before.
-                let mut from = file;
-                from.rewind()?;
-                Source::Zstd(zstd::Decoder::new(file)?)
-            }
+            Encoding::Zstd => Source::Zstd(ZstdSource {
+                file,
+                offset: 0,
+                decoder: Decoder::new()?,
+                input: Vec::new(),
+                used: 0,
+                is_between_frames: true,
+            }),
             Encoding::Journal => Source::Journal { file, offset: 0 },
         };
         Ok(Self { source, rest: Vec::new(), bytes: 0, corrupt_bytes: 0 })
@@ -118,9 +168,20 @@ impl<'a> LineReader<'a> {
     /// Appends bytes to `block`. Returns their number, which is 0 at the end.
     fn fill(&mut self, block: &mut Vec<u8>) -> io::Result<usize> {
         let start = block.len();
+        // A long line makes a block twice as long.
         let space = BLOCK_BYTES.max(start);
         match &mut self.source {
-            Source::Zstd(decoder) => decoder.by_ref().take(space as u64).read_to_end(block),
+            Source::Zstd(source) => {
+                block.reserve(space);
+                while block.len() < start + space {
+                    let before = block.len();
+                    source.fill(block)?;
+                    if block.len() == before {
+                        break;
+                    }
+                }
+                Ok(block.len() - start)
+            }
             Source::Journal { file, offset } => {
                 block.resize(start + space, 0);
                 let read = read_at(file, &mut block[start..], *offset)?;

@@ -4,23 +4,11 @@
 // NETWATCH_SERVER is the path of the server (default: target/release).
 
 import assert from "node:assert/strict";
-import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { createServer } from "node:http";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
-
-const PATIENCE_MS = 60_000;
-
-const here = (path) => fileURLToPath(new URL(path, import.meta.url));
-const SERVER = process.env.NETWATCH_SERVER ?? here("../../target/release/netwatch-server");
-const CHROMIUM = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser"].find(existsSync);
+import { CHROMIUM, PATIENCE_MS, netwatch, until } from "./common.mjs";
 
 let browser;
 before(async () => {
@@ -37,46 +25,6 @@ async function origin(t, html = "", headers = {}) {
   await once(server, "listening");
   t.after(() => server.close());
   return `http://127.0.0.1:${server.address().port}`;
-}
-
-/** Starts a netwatch-server. `stored` and `stop` return all reports in its files; `stop` shuts it down first. */
-async function netwatch(t, settings = {}) {
-  const dir = mkdtempSync(join(tmpdir(), "netwatch-browser-"));
-  const env = { HOST: "127.0.0.1", PORT: "0", DATA_DIR: dir, LOG_FORMAT: "json", FLUSH_INTERVAL: "50ms", CONFIG_FILE: "/dev/null" };
-  const server = spawn(SERVER, { env: { ...env, ...settings }, stdio: ["ignore", "ignore", "pipe"] });
-  t.after(() => {
-    server.kill("SIGKILL");
-    rmSync(dir, { recursive: true, force: true });
-  });
-  let address;
-  for await (const line of createInterface({ input: server.stderr })) {
-    address = JSON.parse(line).fields.address;
-    if (address) break;
-  }
-  server.stderr.resume();
-  const stored = () => {
-    const files = readdirSync(dir).filter((name) => name.endsWith(".jsonl.zst") && !name.startsWith("."));
-    const text = files.map((name) => execFileSync("zstdcat", [join(dir, name)], { encoding: "utf8" })).join("");
-    return text.split("\n").filter(Boolean).map((line) => JSON.parse(line));
-  };
-  return {
-    url: `http://${address}/api/v1/reports`,
-    stored,
-    async stop() {
-      server.kill("SIGTERM");
-      if (server.exitCode === null) await once(server, "exit");
-      assert.equal(server.exitCode, 0);
-      return stored();
-    },
-  };
-}
-
-async function until(what, ask) {
-  const deadline = Date.now() + PATIENCE_MS;
-  while (!(await ask())) {
-    assert.ok(Date.now() < deadline, `timeout while waiting until ${what}`);
-    await sleep(20);
-  }
 }
 
 async function pageAt(t, url) {

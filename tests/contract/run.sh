@@ -92,6 +92,12 @@ contract open '200 204 400 405 415' '' "$@"
 # With a write key. The check ignored_auth verifies that requests without the key or with another key are refused.
 CONTRACT_KEY=$key contract keys '200 204 400 405 415' WRITE_KEYS=$key -H "X-Write-Key: $key" "$@"
 
+# Everything that is read, with the admin token, except for answers without an end. The check ignored_auth verifies that
+# requests without the token are refused, each after a second if they have another one.
+readers=(--include-path-regex '^/api/v1/(reports|stats|files.*)$' --include-method GET --include-method HEAD)
+CONTRACT_TOKEN=1 contract readers '200 400 401 404' "ADMIN_TOKEN=$key QUERY_MAX_CONCURRENT=16" \
+  -H "Authorization: Bearer $key" "${readers[@]}" "$@"
+
 # Requests that the settings refuse. The examples and boundary values are sufficient.
 few=(--phases 'examples,coverage' --warnings off)
 contract locked '204 401' WRITE_KEYS=$key "${few[@]}" "$@"

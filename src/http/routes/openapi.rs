@@ -55,6 +55,7 @@ mod tests {
                 "NOT_FOUND" => StatusCode::NOT_FOUND,
                 "METHOD_NOT_ALLOWED" => StatusCode::METHOD_NOT_ALLOWED,
                 "RANGE_NOT_SATISFIABLE" => StatusCode::RANGE_NOT_SATISFIABLE,
+                "UNPROCESSABLE_ENTITY" => StatusCode::UNPROCESSABLE_ENTITY,
                 "FORBIDDEN" => StatusCode::FORBIDDEN,
                 "UNAUTHORIZED" => StatusCode::UNAUTHORIZED,
                 "TOO_MANY_REQUESTS" => StatusCode::TOO_MANY_REQUESTS,

@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
-use crate::config::parse_age;
 use crate::http::error::ApiError;
+use crate::query::parse_time;
 
 /// Maximum length of a query, encoded.
 const MAX_BYTES: usize = 8 * 1024;
@@ -47,11 +47,9 @@ impl Parameters {
     /// A time: RFC 3339, or an age such as `15m`.
     pub(super) fn time(&self, name: &str) -> Result<Option<SystemTime>, ApiError> {
         let Some(text) = self.get(name) else { return Ok(None) };
-        let now = Timestamp::now();
-        let age = || now.checked_sub(SignedDuration::try_from(parse_age(text).ok()?).ok()?).ok();
-        match text.parse().ok().or_else(age) {
-            Some(time) => Ok(Some(time.into())),
-            None => Err(ApiError::BadQuery(format!("The parameter {name} is not a time."))),
+        match parse_time(text, Timestamp::now()) {
+            Ok(time) => Ok(Some(time.into())),
+            Err(error) => Err(ApiError::BadQuery(format!("The parameter {name} is {error}."))),
         }
     }
 

@@ -6,7 +6,7 @@ import { alertBox, el, field, scrollable, table } from "./dom.js";
 import * as f from "./format.js";
 import { NAMES, NETWATCH, errorPaths, groupPaths, isNetwatch, pathsOf, timePaths, unitOf, valuePaths } from "./paths.js";
 
-const RANGES = { "15m": "15 minutes", "1h": "1 hour", "6h": "6 hours", "1d": "1 day", "7d": "7 days", "30d": "30 days" };
+const RANGES = { "15m": "Last 15 minutes", "1h": "Last hour", "6h": "Last 6 hours", "1d": "Last day", "7d": "Last 7 days", "30d": "Last 30 days" };
 const STEPS = {
   "10s": 10, "30s": 30, "1m": 60, "2m": 120, "5m": 300, "10m": 600, "15m": 900, "30m": 1800, "1h": 3600, "2h": 7200, "6h": 21_600, "12h": 43_200, "1d": 86_400,
 };
@@ -26,6 +26,8 @@ const CEILINGS = { ms: millisecondsCeiling, bytes: binaryCeiling, s: secondsCeil
 
 const nameOf = (group) => (group === null ? "(none)" : group === "" ? "(empty)" : group);
 const nameOfPath = (path) => NAMES[path] ?? f.visibleLine(path, 80);
+/** A name as the head of a column. A path stays as it is. */
+const headOf = (name) => name[0].toUpperCase() + name.slice(1);
 const errorShare = ({ count, errors }) => (count + errors > 0 ? errors / (count + errors) : null);
 
 /** The smallest step with at most `MAX_AUTO_POINTS` points. */
@@ -34,10 +36,9 @@ function autoStep(seconds) {
 }
 
 export function analysis({ parameters, navigate }) {
-  let closed = new AbortController();
+  const closed = new AbortController();
   let running = new AbortController();
   let current = parameters;
-  let isPreset = false;
   /** What the charts show, without a request. */
   let [quantile, selected, charts] = [1, null, []];
 
@@ -107,7 +108,8 @@ export function analysis({ parameters, navigate }) {
   async function start() {
     fillForm(current);
     const isFirst = !current.get("path");
-    if (!isFirst) run(current);
+    // One query after the other: the server runs only a few at once, for all its users.
+    if (!isFirst) await run(current);
     try {
       if (isFirst) status.textContent = "Looking at the latest reports…";
       const found = pathsOf(await latestReports(closed.signal));
@@ -116,8 +118,7 @@ export function analysis({ parameters, navigate }) {
       for (const [name, paths] of Object.entries(suggestions)) lists[name].replaceChildren(...paths.map((path) => el("option", { value: path })));
       if (!isFirst || current.get("path")) return;
       status.textContent = "";
-      isPreset = isNetwatch(found);
-      const preset = isPreset ? { path: NETWATCH.value, by: NETWATCH.group, errors: NETWATCH.errors } : { path: suggestions.path[0] };
+      const preset = isNetwatch(found) ? { path: NETWATCH.value, by: NETWATCH.group, errors: NETWATCH.errors } : { path: suggestions.path[0] };
       if (!preset.path) {
         const text = found.length ? "The latest reports contain no numbers. Enter the path of a value." : "There are no reports yet.";
         return results.replaceChildren(el("p", { class: "notice" }, text));
@@ -146,16 +147,15 @@ export function analysis({ parameters, navigate }) {
     results.setAttribute("aria-busy", "true");
     const started = performance.now();
     try {
-      const main = json("api/v1/stats", { ...common, path: get("path"), by, errors: get("errors"), step, top: TOP }, signal);
-      const countries = by === NETWATCH.group && get("path") === NETWATCH.value
-        ? json("api/v1/stats", { ...common, path: NETWATCH.value, by: NETWATCH.country, distinct: NETWATCH.client, top: TOP }, signal) : null;
-      // If the first one fails, nothing else may be shown.
-      countries?.catch(() => {});
-      const answer = await main;
+      const answer = await json("api/v1/stats", { ...common, path: get("path"), by, errors: get("errors"), step, top: TOP }, signal);
       if (signal.aborted) return;
       show(answer, { from, step });
+      results.removeAttribute("aria-busy");
       status.textContent = `${f.number(answer.reports_matched)} of ${f.number(answer.reports)} reports, ${f.milliseconds(performance.now() - started)}`;
-      if (countries) showCountries(await countries.catch((error) => error), signal);
+      if (by === NETWATCH.group && get("path") === NETWATCH.value) {
+        const countries = { ...common, path: NETWATCH.value, by: NETWATCH.country, distinct: NETWATCH.client, top: TOP };
+        showCountries(await json("api/v1/stats", countries, signal).catch((error) => error), signal);
+      }
     } catch (error) {
       if (signal.aborted || closed.signal.aborted) return;
       status.textContent = "";
@@ -191,18 +191,18 @@ export function analysis({ parameters, navigate }) {
       const byTime = new Map(points.map((point) => [Date.parse(point.time), point]));
       return times.map((time) => byTime.get(time));
     };
-    const main = new TimeChart({ title: name, level: 2, format, height: 240, cursor, ceilingOf: CEILINGS[unitOf(answer.path)] });
-    const count = new TimeChart({ title: "Values per step", level: 2, format: f.number, kind: "bar", height: 110, cursor, note: `One step is ${step}.` });
-    const failed = hasErrors && new TimeChart({ title: "Error share", level: 2, format: f.percent, height: 110, cursor });
+    const main = new TimeChart({ title: headOf(name), format, height: 240, cursor, ceilingOf: CEILINGS[unitOf(answer.path)] });
+    const count = new TimeChart({ title: "Values per step", format: f.number, kind: "bar", height: 110, cursor, note: `One step is ${step}.` });
+    const failed = hasErrors && new TimeChart({ title: "Error share", format: f.percent, height: 110, cursor });
     charts = [main, count, failed].filter(Boolean);
     const choice = hasGroups && el("div", { class: "choice", role: "group", "aria-label": "Quantile" }, ...QUANTILE_NAMES.map((name, i) =>
       el("button", { type: "button", "aria-pressed": String(i === quantile), onclick: () => ((quantile = i), draw()) }, name)));
-    const back = hasGroups && el("button", { type: "button", class: "quiet", hidden: true, onclick: () => pick(null) }, "All groups");
+    const back = hasGroups && el("button", { type: "button", hidden: true, onclick: () => pick(null) }, "All groups");
     if (choice) main.drawing.before(el("div", { class: "row tools" }, choice, back));
 
     const groups = new Map(series.map((one) => [nameOf(one.group), one]));
     const wanted = from.get("group");
-    selected = wanted !== null && groups.has(wanted) ? groups.get(wanted) : selected && groups.get(nameOf(selected.group)) || null;
+    selected = wanted !== null && groups.has(wanted) ? groups.get(wanted) : null;
 
     function draw() {
       const one = hasGroups ? selected : all[0];
@@ -210,8 +210,9 @@ export function analysis({ parameters, navigate }) {
       const lines = one
         ? QUANTILE_NAMES.map((name, i) => ({ name, look: i + 1, values: points.map((point) => point?.quantiles?.[i] ?? null) }))
         : series.slice(0, MAX_LINES).map((one, i) => ({ name: nameOf(one.group), look: (i % 8) + 1, values: at(one).map((point) => point?.quantiles?.[quantile] ?? null) }));
-      main.setTitle(one ? (hasGroups ? `${name}: ${f.visibleLine(nameOf(one.group), 60)}` : name) : `${QUANTILE_NAMES[quantile]} of ${name} by ${label}`);
+      main.setTitle(one ? (hasGroups ? `${headOf(name)}: ${f.visibleLine(nameOf(one.group), 60)}` : headOf(name)) : `${QUANTILE_NAMES[quantile]} of ${name} by ${label}`);
       main.set({ times, series: lines, gapMs: stepMs * GAP_STEPS });
+      main.setNote(one || series.length <= MAX_LINES ? "" : `The ${MAX_LINES} largest groups. Choose another one in the table.`);
       const shown = one ? [one] : all;
       const total = (key) => times.map((_, i) => shown.reduce((sum, series) => sum + (pointsOf.get(series)[i]?.[key] ?? 0), 0));
       const counts = total("count");
@@ -268,12 +269,9 @@ export function analysis({ parameters, navigate }) {
     title: "Analysis",
     element,
     update(next) {
-      if (String(next) === String(current)) return;
-      const isSameQuery = ["path", "by", "errors", "since", "until", "step", "where", "time"].every((name) => (next.get(name) ?? "") === (current.get(name) ?? ""));
       current = next;
       if (!next.get("path")) return start();
       fillForm(next);
-      if (!isSameQuery) selected = null;
       run(next);
     },
     close() {
@@ -307,7 +305,7 @@ function slowest(all, series, { format, label, pick }) {
       : el("button", { type: "button", class: "group link", value: series.indexOf(one), "aria-pressed": "false", onclick: () => pick(one) }, text);
     return [first, ...(one.quantiles ?? []).map((value) => format(value)), bar((one.quantiles?.[2] ?? 0) / most, 3), f.number(one.count)];
   };
-  const heads = [label, ...QUANTILE_NAMES, "", "Values"];
+  const heads = [headOf(label), ...QUANTILE_NAMES, "", "Values"];
   return el("section", { class: "card", "aria-labelledby": "slowest" }, el("h2", { id: "slowest" }, "Slowest groups"),
     scrollable("Slowest groups", table("By p99. A name shows that group alone.", heads, rows.map(cells))));
 }
@@ -316,8 +314,8 @@ function errorTable(all, label) {
   const rows = [...all].sort((a, b) => (errorShare(b) ?? -1) - (errorShare(a) ?? -1));
   const most = errorShare(rows[0]) || 1;
   const cells = (one) => [one.group === undefined ? "all others" : f.visibleLine(nameOf(one.group), 60), f.percent(errorShare(one)), bar(errorShare(one) / most, 3), f.number(one.errors)];
-  return el("section", { class: "card", "aria-labelledby": "errors" }, el("h2", { id: "errors" }, "Error share"),
-    scrollable("Error share", table("Errors, of all values and errors", [label, "Share", "", "Errors"], rows.map(cells))));
+  return el("section", { class: "card", "aria-labelledby": "errors" }, el("h2", { id: "errors" }, `Error share by ${label}`),
+    scrollable(`Error share by ${label}`, table("Errors, of all values and errors", [headOf(label), "Share", "", "Errors"], rows.map(cells))));
 }
 
 function summary(one, { format, hasErrors }) {

@@ -31,7 +31,7 @@ export function niceCeiling(value) {
 /** The same for seconds: half of it is a round number of seconds, minutes, hours or days, too. */
 export function secondsCeiling(value) {
   if (value <= 1) return niceCeiling(value);
-  const round = [2, 4, 10, 20, 40, 60, 120, 240, 600, 1200, 2400, 3600, 7200, 14_400, 28_800, 43_200, 86_400];
+  const round = [2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 60, 120, 240, 360, 600, 1200, 1800, 2400, 3600, 7200, 14_400, 28_800, 43_200, 86_400];
   return round.find((nice) => nice >= value) ?? 86_400 * niceCeiling(value / 86_400);
 }
 
@@ -56,7 +56,7 @@ export class TimeChart {
    * `format` makes text of a value. `kind` is "line" or "bar". `ceilingOf` rounds the largest value for the axis.
    * Charts with the same `cursor` select the same point in time. `note` is a text below the legend.
    */
-  constructor({ title, level = 3, format, kind = "line", height = 118, cursor = new Cursor(), ceilingOf = niceCeiling, note }) {
+  constructor({ title, level = 2, format, kind = "line", height = 118, cursor = new Cursor(), ceilingOf = niceCeiling, note }) {
     Object.assign(this, { title, format, kind, height, cursor, ceilingOf });
     this.heading = el(`h${level}`, {}, title);
     this.now = el("p", { class: "now" });

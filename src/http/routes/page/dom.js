@@ -26,14 +26,14 @@ export function table(caption, heads, rows) {
   return el(
     "table", {},
     el("caption", {}, caption),
-    el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))),
+    el("thead", {}, el("tr", {}, ...heads.map((head) => (head ? el("th", { scope: "col" }, head) : el("td"))))),
     el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map(cell)))),
   );
 }
 
-/** A wide table scrolls in its own region, which the keyboard can reach. */
+/** A wide table scrolls in a box of its own, which the keyboard can reach. */
 export function scrollable(label, content) {
-  return el("div", { class: "scroll", role: "region", "aria-label": label, tabindex: "0" }, content);
+  return el("div", { class: "scroll", role: "group", "aria-label": label, tabindex: "0" }, content);
 }
 
 let ids = 0;

@@ -1,11 +1,11 @@
 // The files view: report files, the newest first.
 
-import { json } from "./api.js";
+import { request, url } from "./api.js";
 import { alertBox, el, field, scrollable } from "./dom.js";
 import * as f from "./format.js";
 
 const PAGE = 200;
-const RANGES = { "": "all times", "1h": "1 hour", "1d": "1 day", "7d": "7 days", "30d": "30 days" };
+const RANGES = { "": "All", "1h": "Last hour", "1d": "Last day", "7d": "Last 7 days", "30d": "Last 30 days" };
 
 export function files({ parameters, navigate }) {
   let loading = new AbortController();
@@ -21,15 +21,18 @@ export function files({ parameters, navigate }) {
   const problem = el("div");
   const list = scrollable("Report files", content);
   const element = el("div", {}, el("h1", { tabindex: "-1" }, "Files"),
-    el("section", { class: "card", "aria-label": "Report files" }, el("div", { class: "row" }, field("Reports of the last", range), status), problem, list, more));
+    el("section", { class: "card", "aria-label": "Report files" }, el("div", { class: "row" }, field("Time range", range), status), problem, list, more));
 
   async function load() {
     const { signal } = loading;
     more.disabled = true;
     status.textContent = "Loading…";
     try {
-      const { files } = await json("api/v1/files", { since, until, order: "desc", limit: PAGE }, signal);
+      const response = await request(url("api/v1/files", { since, until, order: "desc", limit: PAGE }), { signal });
+      const { files } = await response.json();
       if (signal.aborted) return;
+      const [, gap] = /^incomplete; (.*)/.exec(response.headers.get("netwatch-status") ?? "") ?? [];
+      problem.replaceChildren(...(gap ? [el("p", { class: "notice" }, `Not all files: ${f.visible(gap)}.`)] : []));
       const fresh = files.filter(({ name }) => !names.has(name));
       for (const { name, bytes } of fresh) {
         names.add(name);

@@ -14,7 +14,7 @@ const known = (format) => (value) => (Number.isFinite(value) ? format(value) : N
 /** About three significant digits, and never an exponent. */
 function digits(value) {
   const size = Math.abs(value);
-  const text = value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3);
+  const text = value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 ? 2 : 3);
   return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 }
 
@@ -48,10 +48,10 @@ export function tick(time, stepMs) {
 // The two joiners stay: some scripts and emoji need them.
 const INVISIBLE = /(?![\u200c\u200d\n])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
 
-/** Text from a report, with its invisible characters as escapes, and at most `limit` characters of it. */
+/** At most `limit` characters of a text from a report, with escapes for its invisible characters. */
 export function visible(text, limit = 200) {
-  const start = text.length > limit ? `${text.slice(0, limit)}…` : text;
-  return start.replace(INVISIBLE, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
+  const start = text.slice(0, limit).replace(INVISIBLE, (char) => `\\u{${char.codePointAt(0).toString(16)}}`);
+  return text.length > limit || start.length > limit ? `${start.slice(0, limit)}…` : start;
 }
 
 /** The same on a single line. */

@@ -68,7 +68,7 @@ export function live({ snapshots, parameters, navigate }) {
     bytes: chart({ title: "Bytes", format: f.bytesPerSecond, ceilingOf: binaryCeiling }),
     refused: chart({ title: "Refused requests", format: f.perSecond }),
     latency: chart({ title: "Latency", format: f.milliseconds, ceilingOf: millisecondsCeiling }),
-    journal: chart({ title: "Journal commit", format: f.milliseconds, ceilingOf: millisecondsCeiling }),
+    journal: chart({ title: "Journal", format: f.milliseconds, ceilingOf: millisecondsCeiling }),
     buffer: chart({ title: "Buffer", format: f.percent, ceilingOf: (share) => Math.max(0.1, niceCeiling(share)) }),
     backlog: chart({ title: "Flush backlog", format: f.seconds, ceilingOf: secondsCeiling }),
     disk: chart({ title: "Free disk", format: f.bytes, ceilingOf: binaryCeiling }),
