@@ -393,7 +393,7 @@ pub fn run_line(
             Verdict::Keep => each(report),
             Verdict::Value(value) => each(value),
         };
-        done.map_or_else(|error| ControlFlow::Break(error), |()| ControlFlow::Continue(()))
+        done.map_or_else(ControlFlow::Break, |()| ControlFlow::Continue(()))
     });
     match done {
         Ok(ControlFlow::Break(error)) => Err(error),
@@ -469,7 +469,7 @@ mod tests {
         let all: Vec<usize> = (1..=5204).collect();
         let reversed: Vec<usize> = all.iter().rev().copied().collect();
         // The second batch is larger than what is in memory at once.
-        assert!(5000 * 250 > 3 * REVERSED_BYTES);
+        const { assert!(5000 * 250 > 3 * REVERSED_BYTES) };
         assert!(run(&store, &Query::all()) == (all, vec![]));
         assert!(run(&store, &Query { order: Order::Desc, ..Query::all() }) == (reversed.clone(), vec![]));
         for limit in [0, 1, 200, 204, 3000, 5204, 9000] {
