@@ -1,6 +1,5 @@
 //! The parameters in the query of a URL.
 
-use std::borrow::Cow;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -76,7 +75,7 @@ impl Parameters {
     }
 }
 
-fn unknown(name: &Cow<'_, str>, known: &[&str]) -> String {
+fn unknown(name: &str, known: &[&str]) -> String {
     let name: String = name.chars().take(40).collect();
     match known {
         [] => format!("There is no parameter {name:?}: this path has none."),
