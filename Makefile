@@ -7,7 +7,7 @@ SERVER = $(abspath $(or $(CARGO_TARGET_DIR),target))/release/netwatch-server
 RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 
 .PHONY: run build check fmt clippy deny test test-all crash faults memory hostile disks soak soak-faults balancers \
-	prometheus browser contract interop loom mutants asan tsan miri doc bench loadtest docker
+	prometheus browser contract interop loom mutants asan tsan miri doc bench bench-query man loadtest docker
 
 run: ## Build, and serve on port 8080 with files in ./data/reports
 	cargo run --release
@@ -131,6 +131,15 @@ doc:
 
 bench:
 	cargo bench
+
+# Queries and statistics compared with zstdcat, jq, DuckDB and chdb on the same files. Requires Python 3.11 or newer, with
+# venv and pip, jq and zstd. SIZE_MIB is the size of the reports.
+bench-query: build
+	NETWATCH_SERVER=$(SERVER) benches/query/run.sh
+
+man: build ## Manual pages, in target/man
+	mkdir -p $(dir $(SERVER))../man
+	$(SERVER) man $(dir $(SERVER))../man
 
 loadtest: build
 	loadtest/run.sh steady

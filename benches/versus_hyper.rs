@@ -55,6 +55,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -103,6 +104,11 @@ struct Args {
     /// Number of measurements of each case on both sides
     #[arg(long, default_value = "8", value_parser = at_least(1))]
     rounds: usize,
+
+    /// Requests per second, at fixed times (open loop), instead of as many as possible. The latency counts from the time
+    /// at which a request was due
+    #[arg(long)]
+    rate: Option<NonZero<u32>>,
 
     /// Duration of the measurement of each side in a round, after a warm-up
     #[arg(long, default_value = "1", value_parser = seconds)]
@@ -191,16 +197,17 @@ fn compare(args: &Args) -> Result<()> {
 /// Measures one side of one round, from the start of its process to its exit.
 fn measure(side: &Side, connections: usize, requests: &mut Requests, args: &Args) -> Result<Round> {
     let mut server = Server::start(side, &args.dir)?;
-    exercise(&mut server, connections, requests, args.seconds)
+    exercise(&mut server, connections, requests, args)
         .map_err(|error| format!("{error}\nEnd of the server's log:\n{}", server.into_log()).into())
 }
 
-fn exercise(server: &mut Server, connections: usize, requests: &mut Requests, time: Duration) -> Result<Round> {
+fn exercise(server: &mut Server, connections: usize, requests: &mut Requests, args: &Args) -> Result<Round> {
+    let (time, rate) = (args.seconds, args.rate.map(NonZero::get));
     let cpu_at_start = server.cpu_time()?;
     let mut client = Client::connect(server.address(), connections, requests)?;
-    let warm_up = client.drive(WARM_UP)?;
+    let warm_up = client.drive(WARM_UP, rate)?;
     let (server_before, machine_before) = (server.cpu_time()?, machine_cpu_time()?);
-    let load = client.drive(time)?;
+    let load = client.drive(time, rate)?;
     let server_time = server.cpu_time()? - server_before;
     let other_time = (machine_cpu_time()? - machine_before).saturating_sub(server_time + load.cpu_time);
     let peak_rss_kib = server.peak_rss_kib()?;

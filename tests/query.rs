@@ -304,3 +304,40 @@ fn a_child_process_limits_itself() {
         assert!(!output.status.success(), "{filter}: {output:?}");
     }
 }
+
+/// The code blocks of a page whose language is `sh`, each with the `text` block that follows it.
+fn examples(page: &str) -> Vec<(String, String)> {
+    let mut blocks = page.split("```").skip(1).step_by(2).peekable();
+    let mut examples = Vec::new();
+    while let Some(block) = blocks.next() {
+        if let Some(commands) = block.strip_prefix("sh\n")
+            && let Some(output) = blocks.peek().and_then(|next| next.strip_prefix("text\n"))
+        {
+            examples.push((commands.to_owned(), output.to_owned()));
+        }
+    }
+    examples
+}
+
+#[test]
+fn the_examples_of_the_documentation_print_what_the_page_says() {
+    let docs = |page: &str| fs::read_to_string(format!("{}/docs/{page}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let reading = docs("reading.md");
+    let (_, example_data) = reading.split_once("<<'END'\n").unwrap();
+    let (example_data, rest) = example_data.split_once("END\n").unwrap();
+    let (_, fifth) = rest.split_once("curl -d '").unwrap();
+    let (fifth, _) = fifth.split_once('\'').unwrap();
+    let server = Server::start(&[("FLUSH_INTERVAL", "1h")]);
+    server.post(example_data).assert_accepted(4);
+    server.post(fifth).assert_accepted(1);
+
+    let examples = examples(&docs("query.md"));
+    assert!(examples.len() >= 5, "{examples:?}");
+    for (commands, expected) in examples {
+        let program = commands.replace("netwatch-server", env!("CARGO_BIN_EXE_netwatch-server"));
+        let mut shell = std::process::Command::new("sh");
+        let output =
+            shell.args(["-c", &format!("{{ {program} }} 2>&1")]).env("DATA_DIR", &server.data_dir).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected, "{commands}");
+    }
+}

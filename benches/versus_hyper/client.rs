@@ -3,14 +3,20 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use memchr::memmem;
 use mio::event::Event;
 use mio::net::TcpStream;
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::time::ClockId;
+use rustix::io::Errno;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use crate::common::Reports;
 use crate::{ANSWER, Result};
@@ -20,6 +26,11 @@ const POOL_BYTES: usize = 16 << 20;
 
 /// More than the longest answer. A read that does not fill this buffer has emptied the socket.
 const READ_BYTES: usize = 16 << 10;
+
+const TIMER: Token = Token(usize::MAX);
+
+/// The client wakes no more often than this to send requests that are due.
+const MIN_TICK: Duration = Duration::from_micros(100);
 
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
@@ -98,12 +109,15 @@ impl<'a> Client<'a> {
         Ok(Self { poll, connections, requests })
     }
 
-    /// Sends requests continuously on every connection for this long, then waits for the remaining answers.
+    /// Sends requests for this long, then waits for the remaining answers. Without a `rate`, each connection sends its next
+    /// request when it has the answer to the last one. With a `rate`, in requests per second, requests are due at fixed
+    /// times, whatever the server does. If no connection is free then, a request is sent later, but its latency counts
+    /// from the time when it was due.
     ///
     /// # Errors
     ///
     /// Fails on any answer that is not complete, or does not have status 200 and the expected body.
-    pub(crate) fn drive(&mut self, time: Duration) -> Result<Load> {
+    pub(crate) fn drive(&mut self, time: Duration, rate: Option<u32>) -> Result<Load> {
         let Self { poll, connections, requests } = self;
         let mut events = Events::with_capacity(1024);
         let mut scratch = [0; READ_BYTES];
@@ -112,11 +126,23 @@ impl<'a> Client<'a> {
         let (start, cpu_start) = (Instant::now(), thread_cpu_time()?);
         let deadline = start + time;
 
-        for connection in connections.iter_mut() {
-            connection.send(requests, Instant::now())?;
-        }
-        let mut in_flight = connections.len();
-        while in_flight > 0 {
+        let mut schedule = rate.map(|rate| Schedule::start(poll, start, rate)).transpose()?;
+        let mut idle: Vec<usize> = (0..connections.len()).collect();
+        let mut in_flight = 0;
+        loop {
+            while let Some(&connection) = idle.last()
+                && let Some(due) = match &mut schedule {
+                    None => Some(Instant::now()).filter(|now| *now < deadline),
+                    Some(schedule) => schedule.next_due(deadline),
+                }
+            {
+                idle.pop();
+                in_flight += 1;
+                connections[connection].send(requests, due)?;
+            }
+            if in_flight == 0 && Instant::now() >= deadline {
+                break;
+            }
             match poll.poll(&mut events, Some(PATIENCE)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 polled => polled?,
@@ -125,18 +151,24 @@ impl<'a> Client<'a> {
                 return Err(format!("no answer to {in_flight} requests within {PATIENCE:?}").into());
             }
             for event in &events {
+                if event.token() == TIMER {
+                    schedule.iter().try_for_each(Schedule::clear)?;
+                    continue;
+                }
                 let connection = &mut connections[event.token().0];
                 if !connection.progress(event, &requests.bytes, &mut scratch)? {
                     continue;
                 }
                 let now = Instant::now();
+                in_flight -= 1;
                 latency.saturating_record((now - connection.sent_at).as_nanos() as u64);
                 answered += 1;
-                if now < deadline {
-                    answered_in_time += 1;
+                answered_in_time += u64::from(now < deadline);
+                if schedule.is_none() && now < deadline {
+                    in_flight += 1;
                     connection.send(requests, now)?;
                 } else {
-                    in_flight -= 1;
+                    idle.push(event.token().0);
                 }
             }
         }
@@ -147,6 +179,42 @@ impl<'a> Client<'a> {
 
 fn thread_cpu_time() -> Result<Duration> {
     Ok(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into())
+}
+
+/// The times at which requests are due.
+struct Schedule {
+    start: Instant,
+    interval: Duration,
+    sent: u32,
+    /// Wakes the client. The timeout of `poll` counts whole milliseconds.
+    timer: OwnedFd,
+}
+
+impl Schedule {
+    fn start(poll: &Poll, start: Instant, rate: u32) -> Result<Self> {
+        let interval = Duration::from_secs(1) / rate;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        let tick = interval.max(MIN_TICK);
+        let tick = Timespec { tv_sec: tick.as_secs().cast_signed(), tv_nsec: tick.subsec_nanos().into() };
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: tick, it_value: tick })?;
+        poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
+        Ok(Self { start, interval, sent: 0, timer })
+    }
+
+    /// When the next request was due. `None` if it is not due yet, or is due after the deadline.
+    fn next_due(&mut self, deadline: Instant) -> Option<Instant> {
+        let due = self.start + self.interval * self.sent;
+        let is_due = due <= Instant::now() && due < deadline;
+        self.sent += u32::from(is_due);
+        is_due.then_some(due)
+    }
+
+    fn clear(&self) -> Result<()> {
+        match rustix::io::read(&self.timer, &mut [0; 8]) {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 struct Connection {

@@ -76,7 +76,7 @@ impl Filter {
     #[must_use]
     pub fn evaluator(&self) -> Evaluator {
         let filter = compile(&self.code).expect("it was compiled before");
-        Evaluator { fast: parse_term(&self.code, |term| Fast::new(term)), filter, text: Vec::new() }
+        Evaluator { fast: parse_term(&self.code, Fast::new), filter, text: Vec::new() }
     }
 }
 

@@ -108,8 +108,8 @@ impl Incomplete {
         }
         if let Some(first) = &state.first_failure {
             let count = state.failed_reports;
-            let reports = if count == 1 { "report" } else { "reports" };
-            lines.push(format!("the filter failed for {count} {reports}, which are left out: {first}"));
+            let reports = if count == 1 { "report is" } else { "reports are" };
+            lines.push(format!("{count} {reports} left out, because the filter failed: {first}"));
         }
         lines
     }
@@ -393,7 +393,7 @@ pub fn run_line(
             Verdict::Keep => each(report),
             Verdict::Value(value) => each(value),
         };
-        done.map_or_else(|error| ControlFlow::Break(error), |()| ControlFlow::Continue(()))
+        done.map_or_else(ControlFlow::Break, |()| ControlFlow::Continue(()))
     });
     match done {
         Ok(ControlFlow::Break(error)) => Err(error),
@@ -469,7 +469,7 @@ mod tests {
         let all: Vec<usize> = (1..=5204).collect();
         let reversed: Vec<usize> = all.iter().rev().copied().collect();
         // The second batch is larger than what is in memory at once.
-        assert!(5000 * 250 > 3 * REVERSED_BYTES);
+        const { assert!(5000 * 250 > 3 * REVERSED_BYTES) };
         assert!(run(&store, &Query::all()) == (all, vec![]));
         assert!(run(&store, &Query { order: Order::Desc, ..Query::all() }) == (reversed.clone(), vec![]));
         for limit in [0, 1, 200, 204, 3000, 5204, 9000] {
@@ -521,6 +521,6 @@ mod tests {
         assert!(run(&store, &Query::all()).1[0].contains("the last line has no line break"));
         let failing = Query { filter: Some(Filter::parse(".n.x").unwrap()), ..Query::all() };
         let (_, incomplete) = run(&store, &failing);
-        assert!(incomplete[1].starts_with("the filter failed for 21 reports, which are left out: "), "{incomplete:?}");
+        assert!(incomplete[1].starts_with("21 reports are left out, because the filter failed: "), "{incomplete:?}");
     }
 }

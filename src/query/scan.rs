@@ -68,15 +68,12 @@ pub(super) fn threads(jobs: usize) -> usize {
 ///
 /// # Errors
 /// Errors of `consume`, or if no thread can be started.
-pub(super) fn in_order<J: Sync, W>(
+pub(super) fn in_order<J: Send, W>(
     jobs: impl ExactSizeIterator<Item = J>,
     worker: impl Fn() -> W + Sync,
     process: impl Fn(&mut W, J, &mut Results) -> Result<(), Stopped> + Sync,
     mut consume: impl FnMut(&[u8]) -> io::Result<ControlFlow<()>>,
-) -> io::Result<()>
-where
-    J: Send,
-{
+) -> io::Result<()> {
     let threads = threads(jobs.len());
     let waiting_blocks = (WAITING_BYTES / BLOCK_BYTES / (threads + 1)).max(2);
     let (queue, queued) = mpsc::channel::<(J, SyncSender<Vec<u8>>)>();
@@ -97,7 +94,7 @@ where
         let queue = queue;
         for index in 0..threads {
             let builder = thread::Builder::new().name("query".to_owned()).stack_size(STACK_BYTES);
-            match builder.spawn_scoped(scope, &run) {
+            match builder.spawn_scoped(scope, run) {
                 Ok(_) => {}
                 // Fewer threads do the same work.
                 Err(_) if index > 0 => break,

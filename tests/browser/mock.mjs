@@ -148,9 +148,13 @@ function since(query) {
 
 const text = (report) => JSON.stringify({ ...report, _at: undefined });
 
-/** Starts the server. `reports` are what it has stored. `history` is the number of snapshots that `/live` sends at once. */
+/**
+ * Starts the server. `reports` are what it has stored, `files` is the number of report files, and `history` the number of
+ * snapshots that `/live` sends at once. `state` can be changed: `isRefusing` closes the server, and `busy` is the number of
+ * queries that it refuses.
+ */
 export async function mock({ port = 0, reports = netwatchReports(), files = 0, history = 0, tailMs = 400 } = {}) {
-  const state = { reports, requests: [], isRefusing: false, streams: new Set(), cookie: "session=abc123", opened: Date.now(), started: Date.now() - 86_400_000 * 3.2 };
+  const state = { reports, requests: [], isRefusing: false, busy: 0, streams: new Set(), cookie: "session=abc123", opened: Date.now(), started: Date.now() - 86_400_000 * 3.2 };
   const assets = Object.fromEntries(readdirSync(PAGE).filter((name) => name.split(".").at(-1) in TYPES).map((name) => [name === "index.html" ? "/" : `/page/${name}`, name]));
   const next = random(11);
   const totals = { reports: 61_480_200, bytes: 73_900_000_000, refused: { "rate-limited": 1802, "too-large": 12, "not-json": 4 }, requests: 61_490_000 };
@@ -231,6 +235,10 @@ export async function mock({ port = 0, reports = netwatchReports(), files = 0, h
       return response.writeHead(200, { "content-type": "application/x-ndjson" }).end(latest.map((report) => `${text(report)}\n`).join(""));
     }
     if (pathname === "/api/v1/stats") {
+      if (state.busy > 0) {
+        state.busy -= 1;
+        return problem(503, "too-many-queries", "The server runs other queries. Try again in a moment.");
+      }
       try {
         return json(statistics(state.reports, query));
       } catch (error) {

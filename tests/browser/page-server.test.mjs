@@ -146,7 +146,7 @@ test("hostile reports are harmless on every view", async (t) => {
     assert.equal(await page.locator("main img, main script, main iframe").count(), 0, fragment);
     assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), fragment);
     assert.doesNotMatch(await page.locator("main").innerText(), /[\u0000-\u0008\u202a-\u202e\u2066-\u2069]/u);
-    if (fragment.includes(".page")) assert.ok((await page.locator("button.group").count()) >= reports.length - 1);
+    if (fragment.includes(".page")) assert.ok((await page.locator("button.group").count()) >= reports.length - 2, "the server merges groups with very long names");
   }
   await page.check();
 });

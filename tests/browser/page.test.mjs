@@ -226,6 +226,19 @@ test("a group, a quantile and a range can be chosen, and the address brings them
   await page.check();
 });
 
+test("a query waits while the server is busy, and says so if that takes too long", async (t) => {
+  const { page, server } = await open(t);
+  await ready(page, "#/live");
+  server.state.busy = 2;
+  await page.goto(`${server.origin}/${ANALYSIS}`);
+  await ready(page, ANALYSIS);
+  assert.equal(server.state.busy, 0);
+  server.state.busy = 100;
+  await page.getByRole("button", { name: "Show" }).click();
+  await shown(page, "The server runs other queries.");
+  await page.check();
+});
+
 test("paths are suggested from the latest reports", async (t) => {
   const reports = Array.from({ length: 30 }, (_, i) => ({ page: ["/", "/cart"][i % 2], load_ms: 90 + i, "two words": { 'q"uote': i }, at: new Date().toISOString(), _at: Date.now() - i * 1000 }));
   const { page } = await open(t, { server: { reports } });
@@ -296,6 +309,8 @@ test("the files view lists, counts and downloads the files", async (t) => {
   await page.getByRole("button", { name: "Show older files" }).click();
   await shown(page, /^450 files, [\d.]+ MiB$/);
   assert.equal(await page.getByRole("button", { name: "Show older files" }).count(), 0);
+  const names = await page.locator("tbody a").allInnerTexts();
+  assert.deepEqual([names.length, new Set(names).size], [450, 450]);
   const name = await page.locator("tbody a").nth(5).innerText();
   const [download] = await Promise.all([page.waitForEvent("download"), page.locator("tbody a").nth(5).click()]);
   assert.equal(download.suggestedFilename(), name);

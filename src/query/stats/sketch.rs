@@ -247,13 +247,15 @@ mod tests {
     }
 
     fn numbers() -> impl Strategy<Value = Vec<f64>> {
-        let number = prop_oneof![
+        let wide = prop_oneof![
             4 => 0.1_f64..10_000.0,
             1 => prop::num::f64::NORMAL,
             1 => Just(0.0),
             1 => -100.0_f64..100.0,
         ];
-        prop::collection::vec(number, 1..400)
+        // Bins become dense, and grow in both directions.
+        let narrow = prop_oneof![20 => 10.0_f64..30.0, 1 => 3.0_f64..60.0, 1 => -3.0_f64..-1.0];
+        prop_oneof![prop::collection::vec(wide, 1..400), prop::collection::vec(narrow, 1..400)]
     }
 
     #[test]
@@ -317,7 +319,8 @@ mod tests {
         }
 
         #[test]
-        fn quantiles_are_those_of_another_implementation(numbers in prop::collection::vec(1e-3_f64..1e6, 1..400)) {
+        fn quantiles_are_those_of_another_implementation(numbers in numbers()) {
+            let numbers: Vec<f64> = numbers.into_iter().map(|number| number.abs().clamp(1e-3, 1e6)).collect();
             let mut other = DDSketch::new(Config::new(RELATIVE_ERROR, 2048, 1e-9));
             numbers.iter().for_each(|number| other.add(*number));
             let last_rank = numbers.len() - 1;

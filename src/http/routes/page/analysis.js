@@ -36,10 +36,9 @@ function autoStep(seconds) {
 }
 
 export function analysis({ parameters, navigate }) {
-  let closed = new AbortController();
+  const closed = new AbortController();
   let running = new AbortController();
   let current = parameters;
-  let isPreset = false;
   /** What the charts show, without a request. */
   let [quantile, selected, charts] = [1, null, []];
 
@@ -109,7 +108,8 @@ export function analysis({ parameters, navigate }) {
   async function start() {
     fillForm(current);
     const isFirst = !current.get("path");
-    if (!isFirst) run(current);
+    // One query after the other: the server runs only a few at once, for all its users.
+    if (!isFirst) await run(current);
     try {
       if (isFirst) status.textContent = "Looking at the latest reports…";
       const found = pathsOf(await latestReports(closed.signal));
@@ -118,8 +118,7 @@ export function analysis({ parameters, navigate }) {
       for (const [name, paths] of Object.entries(suggestions)) lists[name].replaceChildren(...paths.map((path) => el("option", { value: path })));
       if (!isFirst || current.get("path")) return;
       status.textContent = "";
-      isPreset = isNetwatch(found);
-      const preset = isPreset ? { path: NETWATCH.value, by: NETWATCH.group, errors: NETWATCH.errors } : { path: suggestions.path[0] };
+      const preset = isNetwatch(found) ? { path: NETWATCH.value, by: NETWATCH.group, errors: NETWATCH.errors } : { path: suggestions.path[0] };
       if (!preset.path) {
         const text = found.length ? "The latest reports contain no numbers. Enter the path of a value." : "There are no reports yet.";
         return results.replaceChildren(el("p", { class: "notice" }, text));
@@ -148,16 +147,15 @@ export function analysis({ parameters, navigate }) {
     results.setAttribute("aria-busy", "true");
     const started = performance.now();
     try {
-      const main = json("api/v1/stats", { ...common, path: get("path"), by, errors: get("errors"), step, top: TOP }, signal);
-      const countries = by === NETWATCH.group && get("path") === NETWATCH.value
-        ? json("api/v1/stats", { ...common, path: NETWATCH.value, by: NETWATCH.country, distinct: NETWATCH.client, top: TOP }, signal) : null;
-      // If the first one fails, nothing else may be shown.
-      countries?.catch(() => {});
-      const answer = await main;
+      const answer = await json("api/v1/stats", { ...common, path: get("path"), by, errors: get("errors"), step, top: TOP }, signal);
       if (signal.aborted) return;
       show(answer, { from, step });
+      results.removeAttribute("aria-busy");
       status.textContent = `${f.number(answer.reports_matched)} of ${f.number(answer.reports)} reports, ${f.milliseconds(performance.now() - started)}`;
-      if (countries) showCountries(await countries.catch((error) => error), signal);
+      if (by === NETWATCH.group && get("path") === NETWATCH.value) {
+        const countries = { ...common, path: NETWATCH.value, by: NETWATCH.country, distinct: NETWATCH.client, top: TOP };
+        showCountries(await json("api/v1/stats", countries, signal).catch((error) => error), signal);
+      }
     } catch (error) {
       if (signal.aborted || closed.signal.aborted) return;
       status.textContent = "";
@@ -204,7 +202,7 @@ export function analysis({ parameters, navigate }) {
 
     const groups = new Map(series.map((one) => [nameOf(one.group), one]));
     const wanted = from.get("group");
-    selected = wanted !== null && groups.has(wanted) ? groups.get(wanted) : selected && groups.get(nameOf(selected.group)) || null;
+    selected = wanted !== null && groups.has(wanted) ? groups.get(wanted) : null;
 
     function draw() {
       const one = hasGroups ? selected : all[0];
@@ -214,6 +212,7 @@ export function analysis({ parameters, navigate }) {
         : series.slice(0, MAX_LINES).map((one, i) => ({ name: nameOf(one.group), look: (i % 8) + 1, values: at(one).map((point) => point?.quantiles?.[quantile] ?? null) }));
       main.setTitle(one ? (hasGroups ? `${headOf(name)}: ${f.visibleLine(nameOf(one.group), 60)}` : headOf(name)) : `${QUANTILE_NAMES[quantile]} of ${name} by ${label}`);
       main.set({ times, series: lines, gapMs: stepMs * GAP_STEPS });
+      main.setNote(one || series.length <= MAX_LINES ? "" : `The ${MAX_LINES} largest groups. Choose another one in the table.`);
       const shown = one ? [one] : all;
       const total = (key) => times.map((_, i) => shown.reduce((sum, series) => sum + (pointsOf.get(series)[i]?.[key] ?? 0), 0));
       const counts = total("count");
@@ -270,12 +269,9 @@ export function analysis({ parameters, navigate }) {
     title: "Analysis",
     element,
     update(next) {
-      if (String(next) === String(current)) return;
-      const isSameQuery = ["path", "by", "errors", "since", "until", "step", "where", "time"].every((name) => (next.get(name) ?? "") === (current.get(name) ?? ""));
       current = next;
       if (!next.get("path")) return start();
       fillForm(next);
-      if (!isSameQuery) selected = null;
       run(next);
     },
     close() {

@@ -1,6 +1,9 @@
 // Requests to the server. The session is a cookie, which scripts can't read.
 
 const PATIENCE_MS = 60_000;
+/** A server that is busy with other queries is asked again. */
+const MAX_TRIES = 4;
+const RETRY_MS = 2000;
 
 /** A refused request, with the text of its problem document. */
 export class ApiError extends Error {
@@ -51,9 +54,29 @@ async function reason(response) {
   }
 }
 
+/** Waits, unless the signal ends the wait. */
+function pause(ms, signal) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+  });
+}
+
+/** Sends a query. While the server is busy with other queries, tries again. */
+async function query(address, signal) {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await request(address, { signal });
+    } catch (error) {
+      if (error.status !== 503 || tries === MAX_TRIES) throw error;
+      await pause(RETRY_MS, signal);
+    }
+  }
+}
+
 /** Requests JSON. An answer that ends early is an error. */
 export async function json(path, parameters, signal) {
-  const response = await request(url(path, parameters), { signal: AbortSignal.any([signal, AbortSignal.timeout(PATIENCE_MS)]) });
+  const response = await query(url(path, parameters), AbortSignal.any([signal, AbortSignal.timeout(PATIENCE_MS)]));
   try {
     return await response.json();
   } catch (error) {
@@ -64,7 +87,7 @@ export async function json(path, parameters, signal) {
 
 /** The latest reports, as many as fit into a few megabytes. Lines that are not JSON are ignored. */
 export async function latestReports(signal, limit = 50, maxChars = 4_000_000) {
-  const response = await request(url("api/v1/reports", { order: "desc", limit, format: "ndjson" }), { signal });
+  const response = await query(url("api/v1/reports", { order: "desc", limit, format: "ndjson" }), signal);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   while (text.length < maxChars) {

@@ -131,7 +131,7 @@ fn draw_header(summary: &Summary, shown: &[Shown<'_>], has_charts: bool, area: &
     if has_charts && let Some(seconds) = summary.step_seconds {
         let times = || shown.iter().flat_map(|shown| shown.points.iter().map(|point| point.time));
         if let (Some(first), Some(last)) = (times().min(), times().max()) {
-            let format = if seconds % 60 == 0 { "%Y-%m-%d %H:%M" } else { "%Y-%m-%d %H:%M:%S" };
+            let format = if seconds.is_multiple_of(60) { "%Y-%m-%d %H:%M" } else { "%Y-%m-%d %H:%M:%S" };
             let day = |at| time(at, format);
             facts.push(format!("{} to {} UTC, every {}", day(first), day(last), length(seconds)));
         }
@@ -159,7 +159,7 @@ fn draw_header(summary: &Summary, shown: &[Shown<'_>], has_charts: bool, area: &
 
 /// A duration as people write it.
 fn length(seconds: u64) -> String {
-    match [(86_400, "d"), (3_600, "h"), (60, "m")].into_iter().find(|(unit, _)| seconds % unit == 0) {
+    match [(86_400, "d"), (3_600, "h"), (60, "m")].into_iter().find(|(unit, _)| seconds.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{}{name}", seconds / unit),
         None => format!("{seconds}s"),
     }
