@@ -120,8 +120,8 @@ impl Tail {
 
 impl Drop for Tail {
     fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 
@@ -144,6 +144,80 @@ fn tail_prints_each_new_report_once() {
         expected.sort();
         assert_eq!(printed, expected, "{ack}");
     }
+}
+
+#[test]
+fn a_tail_that_starts_under_load_prints_each_report_once() {
+    let server = Server::start(MOVING);
+    let ((before, mut printed, last), acknowledged) = under_load(&server, |acknowledged| {
+        let mut printed = Vec::new();
+        let mut tails = 0;
+        // Each tail starts while batches move.
+        let mut tail = Tail::start(&server.data_dir, &["-n", "50", ".id"]);
+        let before = acknowledged.lock().unwrap().len();
+        while tails < 20 {
+            printed = (0..300).map(|_| tail.line()).collect::<Vec<String>>();
+            let distinct: HashSet<&String> = printed.iter().collect();
+            assert_eq!(distinct.len(), printed.len(), "printed twice");
+            tails += 1;
+            tail = Tail::start(&server.data_dir, &["-n", "50", ".id"]);
+        }
+        (before, printed, tails)
+    });
+    printed.sort();
+    assert!(last == 20 && printed.len() == 300 && acknowledged.len() >= before);
+}
+
+#[test]
+fn a_slow_reader_of_events_is_told_how_many_reports_it_has_missed() {
+    let server = Server::start(&[]);
+    let mut tail = Tail::start(&server.data_dir, &["--format", "sse", "-n", "0"]);
+    server.post("{\"n\":\"first\"}").assert_ok();
+    assert_eq!(tail.line(), "data: {\"n\":\"first\"}");
+    // More than a pipe and the buffers hold. Nobody reads it, until the tail has been blocked for a while.
+    let mut client = server.connect();
+    for n in 0..2000 {
+        client.post(format!("{{\"n\":{n},\"pad\":\"{}\"}}", "x".repeat(1000))).assert_ok();
+    }
+    let is_blocked = || {
+        let stack = fs::read_to_string(format!("/proc/{}/wchan", tail.child.id())).unwrap_or_default();
+        let state = fs::read_to_string(format!("/proc/{}/stat", tail.child.id())).unwrap();
+        stack.contains("pipe") || (stack.len() <= 1 && state.contains(") S "))
+    };
+    wait_until("the tail is blocked", || is_blocked().then_some(()));
+    thread::sleep(std::time::Duration::from_millis(500)); // longer than the limit for a slow reader
+    client.post("{\"n\":\"late\"}").assert_ok();
+    let (mut received, mut skipped) = (0, 0);
+    let is_complete = |received: usize, skipped: u64| received as u64 + skipped >= 2001;
+    while !is_complete(received, skipped) {
+        match tail.line().as_str() {
+            "" => {}
+            "event: skipped" => {
+                let data = tail.line();
+                let data: serde_json::Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
+                skipped += data["reports"].as_u64().unwrap();
+            }
+            line if line.starts_with("data: {") => received += 1,
+            line => assert!(line.starts_with(':'), "{line}"),
+        }
+    }
+    assert!(skipped > 0 && received > 0 && received as u64 + skipped == 2001, "{received} {skipped}");
+}
+
+#[test]
+fn a_silent_tail_sends_comments() {
+    let server = Server::start(&[]);
+    let mut tail = Tail::start(&server.data_dir, &["--format", "sse"]);
+    assert_eq!(tail.line(), ": alive");
+}
+
+#[test]
+fn a_filter_that_does_not_end_ends_the_tail() {
+    let server = Server::start(&[]);
+    let mut tail = Tail::start(&server.data_dir, &["last(repeat(1))"]);
+    server.post("{}").assert_ok();
+    let status = wait_until("the tail ends", || tail.child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(1));
 }
 
 #[test]
@@ -209,7 +283,7 @@ fn invalid_parameters_are_named_and_the_exit_code_is_2() {
 }
 
 #[test]
-fn corrupt_files_are_named_and_the_exit_code_is_1() {
+fn corrupt_files_are_named_and_the_exit_code_is_3() {
     let server = Server::start(&[("FLUSH_INTERVAL", "10ms")]);
     for n in 0..3 {
         server.post(format!("{{\"n\":{n}}}")).assert_ok();
@@ -227,7 +301,7 @@ fn corrupt_files_are_named_and_the_exit_code_is_1() {
     )
     .unwrap();
     let output = run(&server.data_dir, &["query", "--dir", dir_of(&server), ".n"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(3));
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "0\n2\n");
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(message.lines().count(), 1, "{message}");
@@ -258,7 +332,7 @@ fn a_query_of_a_dead_server_reads_its_journals_up_to_the_last_complete_line() {
     let corrupt = [&content[..8], b"\x01", &content[9..]].concat();
     fs::write(&journals[0], corrupt).unwrap();
     let (code, message) = error(&server.data_dir, &["query", "--dir", dir_of(&server)]);
-    assert_eq!(code, Some(1), "{message}");
+    assert_eq!(code, Some(3), "{message}");
     assert!(message.contains("8 corrupt bytes"), "{message}");
 }
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::CommandResult;
 use super::reading::{Child, Out, ShownProgress, closed_pipe_is_no_error, finish, open};
+use super::{CommandResult, Partial};
 use crate::query::{Format, Incomplete, Output, Query};
 use crate::store::{Encoding, LineReader};
 
@@ -36,7 +36,7 @@ pub(super) fn run(args: CatArgs) -> CommandResult {
             }
         }
         closed_pipe_is_no_error(out.finish())?;
-        return if failed.is_empty() { Ok(()) } else { Err(failed.join("\n").into()) };
+        return if failed.is_empty() { Ok(()) } else { Err(Partial(failed.join("\n")).into()) };
     }
     let store = open(args.dir)?;
     let (incomplete, progress) = (Incomplete::default(), ShownProgress::new());

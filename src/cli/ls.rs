@@ -10,14 +10,15 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::CommandResult;
-use super::query::RangeArgs;
-use super::reading::{closed_pipe_is_no_error, open};
+use super::query::LimitArgs;
+use super::reading::{closed_pipe_is_no_error, finish, open};
+use crate::query::{Incomplete, TimeRange};
 use crate::store::Store;
 
 #[derive(Debug, Args)]
 pub(super) struct LsArgs {
     #[command(flatten)]
-    range: RangeArgs,
+    range: LimitArgs,
     /// The format of the output
     #[arg(long, value_enum, default_value = "table")]
     format: LsFormat,
@@ -46,14 +47,23 @@ struct Listed<'a> {
 pub(super) fn run(args: LsArgs) -> CommandResult {
     let range = args.range.range()?;
     let store = open(args.dir)?;
-    Ok(closed_pipe_is_no_error(list(&store, args.format, range))?)
+    let incomplete = Incomplete::default();
+    closed_pipe_is_no_error(list(&store, args.format, range, &incomplete))?;
+    finish(&incomplete)
 }
 
-fn list(store: &Store, format: LsFormat, range: crate::query::TimeRange) -> io::Result<()> {
+fn list(store: &Store, format: LsFormat, range: TimeRange, incomplete: &Incomplete) -> io::Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let (mut files, mut bytes) = (0, 0);
     for batch in store.stored_batches(range.until.map(SystemTime::from))? {
-        let Some(open) = store.open_batch(&batch)? else { continue };
+        let open = match store.open_batch(&batch) {
+            Ok(Some(open)) => open,
+            Ok(None) => continue,
+            Err(error) => {
+                incomplete.skip(error.to_string());
+                continue;
+            }
+        };
         if !range.overlaps(batch.id().first(), open.last) {
             continue;
         }

@@ -93,8 +93,16 @@ type CommandResult = Result<(), Box<dyn std::error::Error>>;
 #[error("{0}")]
 struct Usage(String);
 
+/// The output is complete except for what this names.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Partial(String);
+
 /// The exit code after invalid parameters. The same as that of the parser.
 const USAGE: u8 = 2;
+
+/// The exit code if the output ends as it should, but something is missing in it.
+const PARTIAL: u8 = 3;
 
 /// Runs the command of this process. Errors go to standard error.
 pub fn run() -> ExitCode {
@@ -122,7 +130,11 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error.to_string().lines().for_each(|line| eprintln!("netwatch-server: {line}"));
-            if error.is::<Usage>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+            match () {
+                () if error.is::<Usage>() => ExitCode::from(USAGE),
+                () if error.is::<Partial>() => ExitCode::from(PARTIAL),
+                () => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -12,16 +12,23 @@ use crate::query::{Filter, Format, Incomplete, Order, Output, Path, Query, Repor
 /// Which times are wanted.
 #[derive(Debug, Clone, Args)]
 pub(super) struct RangeArgs {
+    #[command(flatten)]
+    limits: LimitArgs,
+    /// The member with a report's own time, in RFC 3339 or milliseconds since 1970. A report without it counts by the
+    /// time at which its batch was received [default: ._received_at]
+    #[arg(long, value_name = "PATH")]
+    time: Option<Path>,
+}
+
+/// The limits of a time range.
+#[derive(Debug, Clone, Args)]
+pub(super) struct LimitArgs {
     /// Only reports from this time on: RFC 3339, a date (UTC), or an age such as 15m or 2d
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(super) since: Option<Timestamp>,
     /// Only reports up to this time
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(super) until: Option<Timestamp>,
-    /// The member with a report's own time, in RFC 3339 or milliseconds since 1970. A report without it counts by the
-    /// time at which its batch was received [default: ._received_at]
-    #[arg(long, value_name = "PATH")]
-    pub(super) time: Option<Path>,
 }
 
 #[derive(Debug, Args)]
@@ -52,7 +59,7 @@ fn time(text: &str) -> Result<Timestamp, String> {
     parse_time(text, Timestamp::now())
 }
 
-impl RangeArgs {
+impl LimitArgs {
     pub(super) fn range(&self) -> Result<TimeRange, Usage> {
         match (self.since, self.until) {
             (Some(since), Some(until)) if since > until => {
@@ -60,6 +67,12 @@ impl RangeArgs {
             }
             (since, until) => Ok(TimeRange { since, until }),
         }
+    }
+}
+
+impl RangeArgs {
+    pub(super) fn range(&self) -> Result<TimeRange, Usage> {
+        self.limits.range()
     }
 
     pub(super) fn report_time(&self) -> ReportTime {

@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use procfs::process::Process;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, nice, set_parent_process_death_signal, setrlimit};
 
-use super::{CommandResult, Usage};
+use super::{CommandResult, Partial, Usage};
 use crate::config::Config;
 use crate::query::{Incomplete, Progress};
 use crate::store::Store;
@@ -167,5 +167,5 @@ pub(super) fn closed_pipe_is_no_error(done: io::Result<()>) -> io::Result<()> {
 /// Names what is missing in the output, and returns an error if anything is.
 pub(super) fn finish(incomplete: &Incomplete) -> CommandResult {
     let lines = incomplete.lines();
-    if lines.is_empty() { Ok(()) } else { Err(lines.join("\n").into()) }
+    if lines.is_empty() { Ok(()) } else { Err(Partial(lines.join("\n")).into()) }
 }

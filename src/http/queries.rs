@@ -56,7 +56,7 @@ const MAX_REASON_CHARS: usize = 200;
 const ENVIRONMENT: [(&str, &str); 2] = [("MIMALLOC_ARENA_RESERVE", "32768"), ("MALLOC_ARENA_MAX", "1")];
 
 /// The exit code of a child that has skipped something.
-const SKIPPED: i32 = 1;
+const SKIPPED: i32 = 3;
 
 /// The exit code of a child whose arguments are not valid.
 const INVALID: i32 = 2;

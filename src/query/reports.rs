@@ -6,7 +6,6 @@ use std::mem;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -19,6 +18,9 @@ use crate::store::{OpenBatch, Store, StoredBatch};
 
 /// Lines that are in memory to print a batch in reverse. A longer batch is read several times.
 const REVERSED_BYTES: usize = if cfg!(test) { 300 << 10 } else { 12 << 20 };
+
+/// Threads that print batches in reverse.
+const MAX_REVERSING_THREADS: usize = 4;
 
 /// A report may be stored this long after the time in its stamp: its body may take so long to arrive.
 const MAX_DELAY: SignedDuration = SignedDuration::from_mins(10);
@@ -84,7 +86,8 @@ impl Incomplete {
     /// Maximum number of files that are named.
     const MAX_NAMED: usize = 20;
 
-    pub(super) fn skip(&self, what: String) {
+    /// Adds a file that cannot be read, with the reason.
+    pub fn skip(&self, what: String) {
         let mut state = self.lock();
         state.skipped_count += 1;
         if state.skipped.len() < Self::MAX_NAMED {
@@ -166,8 +169,11 @@ impl Query {
             batches.reverse();
         }
         let (batches_total, batches_done) = (batches.len(), AtomicUsize::new(0));
+        // In reverse, each thread has a whole batch in memory.
+        let threads = if self.order == Order::Desc { MAX_REVERSING_THREADS } else { usize::MAX };
         scan::in_order(
             batches.into_iter(),
+            threads,
             || Worker::new(self, incomplete),
             |worker, batch, results| {
                 let done = worker.batch(store, &batch, results);
@@ -201,6 +207,10 @@ impl<'a> Worker<'a> {
     }
 
     fn batch(&mut self, store: &Store, batch: &StoredBatch, results: &mut Results) -> Result<(), Stopped> {
+        let since = self.query.range.since;
+        if since.is_some_and(|since| store.ended_before(batch, since.into())) {
+            return Ok(());
+        }
         let open = match store.open_batch(batch) {
             Ok(Some(open)) => open,
             Ok(None) => return Ok(()),
@@ -209,10 +219,6 @@ impl<'a> Worker<'a> {
                 return Ok(());
             }
         };
-        let since = self.query.range.since;
-        if since.is_some_and(|since| open.last.is_some_and(|last| last < SystemTime::from(since))) {
-            return Ok(());
-        }
         // For reports without a time of their own.
         let overlaps = self.query.range.overlaps(batch.id().first(), open.last);
         let mut left = self.query.limit.unwrap_or(usize::MAX);
@@ -234,8 +240,12 @@ impl<'a> Worker<'a> {
             let mut lines = open.lines()?;
             loop {
                 lines.next_lines(&mut block)?;
+                if results.is_stopped() {
+                    return Ok(Err(Stopped));
+                }
                 if block.is_empty() || *left == 0 {
-                    return self.corrupt(open, lines.corrupt_bytes());
+                    self.report_corrupt(open, lines.corrupt_bytes());
+                    return Ok(Ok(()));
                 }
                 if self.time.is_none() && self.evaluator.is_none() {
                     if *left != usize::MAX {
@@ -272,13 +282,13 @@ impl<'a> Worker<'a> {
         // All lines before this offset are still to be printed.
         let mut end = u64::MAX;
         loop {
-            let (start, blocks) = match tail(open, end) {
-                Ok(tail) => tail,
-                Err((error, start, blocks)) => {
-                    self.incomplete.skip(format!("{}: {error}", open.name));
-                    (start, blocks)
-                }
-            };
+            let Tail { start, blocks, corrupt_bytes, error } = tail(open, end, results);
+            if let Some(error) = error {
+                self.incomplete.skip(format!("{}: {error}", open.name));
+            }
+            if end == u64::MAX {
+                self.report_corrupt(open, corrupt_bytes);
+            }
             for block in blocks.iter().rev() {
                 let ends = memchr::memrchr_iter(b'\n', &block[..block.len().saturating_sub(1)]);
                 let mut line_end = block.len();
@@ -299,11 +309,10 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn corrupt(&self, open: &OpenBatch, bytes: usize) -> io::Result<Result<(), Stopped>> {
+    fn report_corrupt(&self, open: &OpenBatch, bytes: usize) {
         if bytes > 0 {
             self.incomplete.skip(format!("{}: {bytes} corrupt bytes", open.name));
         }
-        Ok(Ok(()))
     }
 
     /// Handles one line, which ends with a line break.
@@ -345,45 +354,53 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// The last lines before the offset `end` that fit [`REVERSED_BYTES`], and the offset at which they start. An offset
-/// counts the bytes of all lines before it.
-#[allow(clippy::type_complexity, reason = "the parts are the result after an error, too")]
-fn tail(open: &OpenBatch, end: u64) -> Result<(u64, VecDeque<Vec<u8>>), (io::Error, u64, VecDeque<Vec<u8>>)> {
-    let (mut offset, mut kept_bytes, mut blocks) = (0, 0, VecDeque::new());
+/// The last lines before an offset. An offset counts the bytes of all lines before it.
+struct Tail {
+    /// Where `blocks` start.
+    start: u64,
+    blocks: VecDeque<Vec<u8>>,
+    corrupt_bytes: usize,
+    /// Why there may be more lines that cannot be read.
+    error: Option<io::Error>,
+}
+
+/// The last lines before the offset `end` that fit [`REVERSED_BYTES`].
+fn tail(open: &OpenBatch, end: u64, results: &Results) -> Tail {
+    let mut tail = Tail { start: 0, blocks: VecDeque::new(), corrupt_bytes: 0, error: None };
+    let (mut offset, mut kept_bytes) = (0, 0);
     let mut read = || -> io::Result<()> {
         let mut lines = open.lines()?;
-        while offset < end {
+        while offset < end && !results.is_stopped() {
             let mut block = Vec::new();
             lines.next_lines(&mut block)?;
+            tail.corrupt_bytes = lines.corrupt_bytes();
             if block.is_empty() {
                 return Ok(());
             }
             block.truncate(usize::try_from(end - offset).unwrap_or(usize::MAX).min(block.len()));
             offset += block.len() as u64;
             kept_bytes += block.len();
-            blocks.push_back(block);
-            while kept_bytes > REVERSED_BYTES && blocks.len() > 1 {
-                kept_bytes -= blocks.pop_front().map_or(0, |block: Vec<u8>| block.len());
+            tail.blocks.push_back(block);
+            while kept_bytes > REVERSED_BYTES && tail.blocks.len() > 1 {
+                kept_bytes -= tail.blocks.pop_front().map_or(0, |block: Vec<u8>| block.len());
             }
         }
         Ok(())
     };
-    let read = read();
-    let start = offset - kept_bytes as u64;
-    match read {
-        Ok(()) => Ok((start, blocks)),
-        Err(error) => Err((error, start, blocks)),
-    }
+    tail.error = read().err();
+    tail.start = offset - kept_bytes as u64;
+    tail
 }
 
 /// Passes what the filter makes of a line to `each`: the line without its line break, or other values. A report for which
-/// the filter fails is left out.
+/// the filter fails is left out, see `incomplete`.
 ///
 /// # Errors
 /// Errors of `each`.
 pub fn run_line(
     evaluator: Option<&mut Evaluator>,
     line: &[u8],
+    incomplete: &Incomplete,
     each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     let report = &line[..line.len() - 1];
@@ -397,7 +414,11 @@ pub fn run_line(
     });
     match done {
         Ok(ControlFlow::Break(error)) => Err(error),
-        Ok(ControlFlow::Continue(())) | Err(_) => Ok(()),
+        Ok(ControlFlow::Continue(())) => Ok(()),
+        Err(message) => {
+            incomplete.fail(message);
+            Ok(())
+        }
     }
 }
 
@@ -414,7 +435,7 @@ pub fn lines_of(block: &[u8]) -> impl Iterator<Item = &[u8]> {
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
     use std::fs;
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::query::Format;

@@ -8,8 +8,9 @@ use std::io;
 use std::mem;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 /// Size of a block of results that is passed on.
@@ -25,6 +26,7 @@ const STACK_BYTES: usize = 16 << 20;
 #[derive(Debug)]
 pub(super) struct Results {
     block: Vec<u8>,
+    is_stopped: Arc<AtomicBool>,
     queue: SyncSender<Vec<u8>>,
 }
 
@@ -33,6 +35,12 @@ pub(super) struct Results {
 pub(super) struct Stopped;
 
 impl Results {
+    /// Whether nobody needs further results. For work that may have no results for a while.
+    pub(super) fn is_stopped(&self) -> bool {
+        // Relaxed: no other data depends on it.
+        self.is_stopped.load(Ordering::Relaxed)
+    }
+
     /// Adds bytes. Waits if too many results wait already.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Stopped> {
         self.block.extend_from_slice(bytes);
@@ -56,33 +64,38 @@ impl Results {
 }
 
 /// Maximum number of threads. Each one has a decoder and blocks in memory.
-const MAX_THREADS: usize = 16;
+const MAX_THREADS: usize = 8;
 
 /// The number of threads for this many jobs.
-pub(super) fn threads(jobs: usize) -> usize {
+fn threads(jobs: usize) -> usize {
     thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_THREADS).min(jobs).max(1)
 }
 
-/// Calls `process` for each of `jobs`, on several threads, each with the state that `worker` returns. Passes the results
+/// Calls `process` for each of `jobs`, on at most `max_threads` threads, each with the state that `worker` returns. Passes the results
 /// to `consume` in the order of the jobs, until it breaks.
 ///
 /// # Errors
 /// Errors of `consume`, or if no thread can be started.
 pub(super) fn in_order<J: Send, W>(
     jobs: impl ExactSizeIterator<Item = J>,
+    max_threads: usize,
     worker: impl Fn() -> W + Sync,
     process: impl Fn(&mut W, J, &mut Results) -> Result<(), Stopped> + Sync,
     mut consume: impl FnMut(&[u8]) -> io::Result<ControlFlow<()>>,
 ) -> io::Result<()> {
-    let threads = threads(jobs.len());
+    let threads = threads(jobs.len()).min(max_threads);
     let waiting_blocks = (WAITING_BYTES / BLOCK_BYTES / (threads + 1)).max(2);
     let (queue, queued) = mpsc::channel::<(J, SyncSender<Vec<u8>>)>();
     let queued = Mutex::new(queued);
     let next = || queued.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
+    let is_stopped = Arc::new(AtomicBool::new(false));
     let run = || {
         let mut state = worker();
         while let Some((job, queue)) = next() {
-            let mut results = Results { block: Vec::new(), queue };
+            let mut results = Results { block: Vec::new(), is_stopped: Arc::clone(&is_stopped), queue };
+            if results.is_stopped() {
+                return;
+            }
             // An error means that the consumer has stopped. Then the queue of jobs ends, too.
             if process(&mut state, job, &mut results).and_then(|()| results.flush()).is_err() {
                 return;
@@ -90,6 +103,7 @@ pub(super) fn in_order<J: Send, W>(
         }
     };
     thread::scope(|scope| {
+        let _stop = StopAtEnd(&is_stopped);
         // Dropped at the end of this closure, before the scope waits for the threads.
         let queue = queue;
         for index in 0..threads {
@@ -123,6 +137,16 @@ pub(super) fn in_order<J: Send, W>(
     })
 }
 
+/// Tells the threads to stop when the consumer returns, for any reason.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        // Relaxed: see `Results::is_stopped`.
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[cfg(all(test, not(netwatch_loom)))]
 mod tests {
     use super::*;
@@ -140,6 +164,7 @@ mod tests {
         };
         in_order(
             0..50,
+            usize::MAX,
             || 0,
             process,
             |block| {
@@ -162,8 +187,8 @@ mod tests {
         let endless = |_: &mut (), _: usize, results: &mut Results| loop {
             results.push(b"more\n")?;
         };
-        in_order(0..1_000_000, || (), endless, |_| Ok(ControlFlow::Break(()))).unwrap();
-        let failed = in_order(0..10, || (), endless, |_| Err(io::ErrorKind::BrokenPipe.into()));
+        in_order(0..1_000_000, 2, || (), endless, |_| Ok(ControlFlow::Break(()))).unwrap();
+        let failed = in_order(0..10, usize::MAX, || (), endless, |_| Err(io::ErrorKind::BrokenPipe.into()));
         assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

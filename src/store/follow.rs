@@ -19,8 +19,10 @@ use super::data_dir::Store;
 use super::journal;
 use super::stored_batches::{OpenBatch, StoredBatch};
 
-/// Time between two listings of the directories if inotify is not available or does not see everything.
+/// Time between two listings of the directories, without inotify and with it. Also with it, because another machine or
+/// container may write to the directory without an event here.
 const LIST_INTERVAL: Duration = Duration::from_secs(2);
+const WATCHED_LIST_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Follows the reports of a data directory.
 #[derive(Debug)]
@@ -28,29 +30,33 @@ pub struct Follow<'a> {
     store: &'a Store,
     inotify: Option<OwnedFd>,
     /// When the directories are listed again.
-    next_listing: Option<Instant>,
+    next_listing: Instant,
     /// Batches that are followed, done, or older than this object.
     known: HashSet<BatchId>,
     /// Batches that are read, with the offset of the first unread line.
     followed: BTreeMap<BatchId, (OpenBatch, u64)>,
-    /// A file that cannot be read is named once.
+    /// Files that cannot be read.
     failed: Vec<String>,
 }
 
 impl Store {
-    /// Follows the reports that arrive from now on. Also returns all batches that exist now, oldest first, and for each
-    /// journal how many bytes of it existed before.
+    /// Follows the reports that arrive from now on. Also returns all batches that exist now, oldest first.
     ///
     /// # Errors
     /// If a directory cannot be listed.
-    pub fn follow(&self) -> io::Result<(Follow<'_>, Vec<StoredBatch>, BTreeMap<BatchId, u64>)> {
+    pub fn follow(&self) -> io::Result<(Follow<'_>, Vec<StoredBatch>)> {
         let inotify = self.watch_batches().ok();
         let before = self.stored_batches(None)?;
         let known = before.iter().map(StoredBatch::id).collect();
-        let next_listing = Some(Instant::now()).filter(|_| inotify.is_none());
-        let mut follow =
-            Follow { store: self, inotify, next_listing, known, followed: BTreeMap::new(), failed: Vec::new() };
-        let mut existing = BTreeMap::new();
+        let mut follow = Follow {
+            store: self,
+            inotify,
+            next_listing: Instant::now(),
+            known,
+            followed: BTreeMap::new(),
+            failed: Vec::new(),
+        };
+        follow.plan_listing();
         for batch in before.iter().filter(|batch| !batch.is_published()) {
             let Some(open) = self.open_batch(batch)?.filter(|open| open.is_journal) else { continue };
             let mut lines = open.lines()?;
@@ -60,10 +66,9 @@ impl Store {
                 lines.next_lines(&mut block)?;
             }
             let end = lines.offset();
-            existing.insert(batch.id(), end);
             follow.followed.insert(batch.id(), (open, end));
         }
-        Ok((follow, before, existing))
+        Ok((follow, before))
     }
 
     fn watch_batches(&self) -> io::Result<OwnedFd> {
@@ -85,7 +90,7 @@ impl Follow<'_> {
     /// # Errors
     /// `BrokenPipe` if nobody reads the output any more.
     pub fn wait(&mut self, limit: Duration, output: BorrowedFd<'_>) -> io::Result<()> {
-        let limit = if self.inotify.is_some() { limit } else { limit.min(LIST_INTERVAL) };
+        let limit = limit.min(self.next_listing.saturating_duration_since(Instant::now()));
         let timeout = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
         // Without events: the kernel tells of an error in any case.
         let mut waiting = vec![PollFd::from_borrowed_fd(output, PollFlags::empty())];
@@ -112,11 +117,12 @@ impl Follow<'_> {
         for id in ids {
             let Some((open, offset)) = self.followed.get_mut(&id) else { continue };
             // Before the read: a journal that is removed has no more writes.
-            let is_done = !open.is_journal || open.is_removed()?;
+            let mut is_done = !open.is_journal || open.is_removed()?;
             let mut lines = if open.is_journal { open.lines_from(*offset)? } else { open.lines()? };
             loop {
                 if let Err(error) = lines.next_lines(&mut block) {
                     self.failed.push(format!("{}: {error}", open.name));
+                    is_done = true;
                     break;
                 }
                 if block.is_empty() {
@@ -137,9 +143,20 @@ impl Follow<'_> {
         std::mem::take(&mut self.failed)
     }
 
+    /// The journal of a batch that existed before, and how many bytes of it.
+    #[must_use]
+    pub fn existing(&self, id: BatchId) -> Option<(&OpenBatch, u64)> {
+        self.followed.get(&id).map(|(open, end)| (open, *end))
+    }
+
+    fn plan_listing(&mut self) {
+        let interval = if self.inotify.is_some() { WATCHED_LIST_INTERVAL } else { LIST_INTERVAL };
+        self.next_listing = Instant::now() + interval;
+    }
+
     fn find_batches(&mut self) -> io::Result<()> {
         let mut found = Vec::new();
-        let mut is_complete = self.inotify.is_some();
+        let (mut is_complete, mut is_watched) = (true, true);
         if let Some(inotify) = &self.inotify {
             let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
             let mut events = Reader::new(inotify, &mut buffer);
@@ -151,7 +168,8 @@ impl Follow<'_> {
                     Err(error) => return Err(error.into()),
                 };
                 let flags = event.events();
-                is_complete &= !flags.intersects(ReadFlags::QUEUE_OVERFLOW | ReadFlags::IGNORED);
+                is_complete &= !flags.contains(ReadFlags::QUEUE_OVERFLOW);
+                is_watched &= !flags.contains(ReadFlags::IGNORED);
                 let name = event.file_name().and_then(|name| name.to_str().ok()).unwrap_or_default();
                 if flags.contains(ReadFlags::MOVED_TO)
                     && let Some(id) = BatchId::of_journal(name).or_else(|| BatchId::of_report_file(name))
@@ -160,9 +178,12 @@ impl Follow<'_> {
                 }
             }
         }
-        let is_due = self.next_listing.is_some_and(|next| next <= Instant::now());
-        if !is_complete && (is_due || self.inotify.is_some()) {
-            self.next_listing = Some(Instant::now() + LIST_INTERVAL).filter(|_| self.inotify.is_none());
+        if !is_watched {
+            // A directory was removed. It may be there again.
+            self.inotify = self.store.watch_batches().ok();
+        }
+        if !(is_complete && is_watched) || self.next_listing <= Instant::now() {
+            self.plan_listing();
             found.extend(self.store.stored_batches(None)?.iter().map(StoredBatch::id));
         }
         for id in found {

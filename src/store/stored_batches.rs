@@ -129,6 +129,13 @@ impl Store {
         Ok(None)
     }
 
+    /// Whether a published batch has its last report before `time`. Does not open the file.
+    #[must_use]
+    pub fn ended_before(&self, batch: &StoredBatch, time: SystemTime) -> bool {
+        let modified = || self.path_of(batch.id, State::Published).symlink_metadata().and_then(|file| file.modified());
+        batch.is_published() && modified().is_ok_and(|modified| modified < time)
+    }
+
     fn path_of(&self, id: BatchId, state: State) -> PathBuf {
         match state {
             State::Journal => journal::dir(&self.path).join(id.journal()),

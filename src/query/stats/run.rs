@@ -41,6 +41,7 @@ pub fn run(
     let mut total = Stats::new(options.clone(), TOTAL_BYTES);
     scan::in_order(
         batches.into_iter().enumerate(),
+        usize::MAX,
         || Worker { options, incomplete, evaluator: filter.map(Filter::evaluator), block: Vec::new() },
         |worker, (index, batch), results| {
             let stats = worker.batch(store, &batch);
@@ -74,6 +75,10 @@ impl Worker<'_> {
     /// The statistics of one batch. Skips what cannot be read.
     fn batch(&mut self, store: &Store, batch: &StoredBatch) -> Stats {
         let mut stats = Stats::new(self.options.clone(), BATCH_BYTES);
+        let since = self.options.range.since;
+        if since.is_some_and(|since| store.ended_before(batch, since.into())) {
+            return stats;
+        }
         match store.open_batch(batch) {
             Ok(Some(open)) => {
                 let first = batch.id().first();
@@ -89,9 +94,6 @@ impl Worker<'_> {
 
     fn read(&mut self, open: &OpenBatch, first: SystemTime, stats: &mut Stats) -> io::Result<()> {
         let range = self.options.range;
-        if range.since.is_some_and(|since| open.last.is_some_and(|last| last < SystemTime::from(since))) {
-            return Ok(());
-        }
         let time = Timestamp::try_from(first).unwrap_or(Timestamp::UNIX_EPOCH);
         let batch = BatchTime { time, is_in_range: range.overlaps(first, open.last) };
         let mut block = mem::take(&mut self.block);
