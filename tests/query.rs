@@ -171,8 +171,8 @@ fn a_tail_that_starts_under_load_prints_each_report_once() {
 #[test]
 fn a_slow_reader_of_events_is_told_how_many_reports_it_has_missed() {
     let server = Server::start(&[]);
-    let mut tail = Tail::start(&server.data_dir, &["--format", "sse", "-n", "0"]);
     server.post("{\"n\":\"first\"}").assert_ok();
+    let mut tail = Tail::start(&server.data_dir, &["--format", "sse", "-n", "1"]);
     assert_eq!(tail.line(), "data: {\"n\":\"first\"}");
     // More than a pipe and the buffers hold. Nobody reads it, until the tail has been blocked for a while.
     let mut client = server.connect();

@@ -84,10 +84,14 @@ pub(super) fn run(args: QueryArgs) -> CommandResult {
     args.child.start()?;
     let range = args.range.range()?;
     let time = args.range.report_time();
-    let query = Query { range, time, order: args.order, limit: args.limit, filter: args.filter };
+    let (order, limit, filter) = (args.order, args.limit, args.filter);
+    let mut query = Query { range, time, order, limit, filter, as_frames: false };
+    // Report files are compressed already.
+    query.as_frames = args.child.compresses_to_zstd() && args.format == Format::Ndjson && query.is_everything();
     let store = open(args.dir)?;
     let (incomplete, progress) = (Incomplete::default(), ShownProgress::new());
-    let mut output = Output::new(args.format, Out::open(&args.child)?, args.limit);
+    let out = if query.as_frames { Out::plain()? } else { Out::open(&args.child)? };
+    let mut output = Output::new(args.format, out, args.limit);
     let done = query.run(&store, &mut output, &incomplete, &|now| progress.update(now));
     progress.finish();
     let printed = done.and_then(|()| output.finish()).and_then(|(out, notice)| {

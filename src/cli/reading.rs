@@ -44,6 +44,10 @@ enum Compress {
 }
 
 impl Child {
+    pub(super) fn compresses_to_zstd(&self) -> bool {
+        matches!(self.compress, Some(Compress::Zstd))
+    }
+
     /// Applies the limits.
     pub(super) fn start(&self) -> io::Result<()> {
         let Some(cpu_seconds) = self.child else { return Ok(()) };
@@ -84,8 +88,16 @@ pub(super) enum Out {
 }
 
 impl Out {
+    pub(super) fn plain() -> io::Result<Self> {
+        Ok(Self::Plain(Self::stdout()?))
+    }
+
+    fn stdout() -> io::Result<BufWriter<File>> {
+        Ok(BufWriter::with_capacity(64 << 10, File::from(io::stdout().as_fd().try_clone_to_owned()?)))
+    }
+
     pub(super) fn open(child: &Child) -> io::Result<Self> {
-        let stdout = BufWriter::with_capacity(64 << 10, File::from(io::stdout().as_fd().try_clone_to_owned()?));
+        let stdout = Self::stdout()?;
         Ok(match child.compress {
             None => Self::Plain(stdout),
             Some(Compress::Zstd) => Self::Zstd(zstd::Encoder::new(stdout, 1)?),

@@ -19,6 +19,9 @@ use crate::store::{OpenBatch, Store, StoredBatch};
 /// Lines that are in memory to print a batch in reverse. A longer batch is read several times.
 const REVERSED_BYTES: usize = if cfg!(test) { 300 << 10 } else { 12 << 20 };
 
+/// The zstd level of reports that are compressed for a client.
+const FRAME_LEVEL: i32 = 1;
+
 /// Threads that print batches in reverse.
 const MAX_REVERSING_THREADS: usize = 4;
 
@@ -48,6 +51,9 @@ pub struct Query {
     pub limit: Option<usize>,
     /// Which reports, and what of them. `None`: all reports.
     pub filter: Option<Filter>,
+    /// Print zstd frames: report files as they are, and other batches compressed. Only for queries of
+    /// [everything](Self::is_everything).
+    pub as_frames: bool,
 }
 
 /// Where a report has its own time. The interval of its batch counts for a report that has none.
@@ -146,7 +152,20 @@ impl Query {
     /// All reports.
     #[must_use]
     pub fn all() -> Self {
-        Self { range: TimeRange::default(), time: ReportTime::Received, order: Order::Asc, limit: None, filter: None }
+        Self {
+            range: TimeRange::default(),
+            time: ReportTime::Received,
+            order: Order::Asc,
+            limit: None,
+            filter: None,
+            as_frames: false,
+        }
+    }
+
+    /// Whether the output is all reports in their order.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        !self.range.is_limited() && self.order == Order::Asc && self.limit.is_none() && self.filter.is_none()
     }
 
     /// Finds the reports and prints them to `output`. Calls `progress` after each batch.
@@ -219,6 +238,9 @@ impl<'a> Worker<'a> {
                 return Ok(());
             }
         };
+        if self.query.as_frames {
+            return self.frames(&open, results);
+        }
         // For reports without a time of their own.
         let overlaps = self.query.range.overlaps(batch.id().first(), open.last);
         let mut left = self.query.limit.unwrap_or(usize::MAX);
@@ -226,6 +248,39 @@ impl<'a> Worker<'a> {
             Order::Asc => self.forward(&open, overlaps, &mut left, results),
             Order::Desc => self.backward(&open, overlaps, &mut left, results),
         }
+    }
+
+    /// Prints a report file as it is, and anything else compressed.
+    fn frames(&mut self, open: &OpenBatch, results: &mut Results) -> Result<(), Stopped> {
+        match open.whole_frame() {
+            Ok(Some(frame)) => return results.push_block(frame),
+            Ok(None) => {}
+            Err(error) => {
+                self.incomplete.skip(format!("{}: {error}", open.name));
+                return Ok(());
+            }
+        }
+        let mut block = mem::take(&mut self.block);
+        let mut read = || -> io::Result<Result<(), Stopped>> {
+            let mut lines = open.lines()?;
+            loop {
+                lines.next_lines(&mut block)?;
+                if block.is_empty() {
+                    self.report_corrupt(open, lines.corrupt_bytes());
+                    return Ok(Ok(()));
+                }
+                // A frame for each block: all that was printed is complete if the next block cannot be read.
+                if let Err(stopped) = results.push_block(zstd::bulk::compress(&block, FRAME_LEVEL)?) {
+                    return Ok(Err(stopped));
+                }
+            }
+        };
+        let done = read().unwrap_or_else(|error| {
+            self.incomplete.skip(format!("{}: {error}", open.name));
+            Ok(())
+        });
+        self.block = block;
+        done
     }
 
     fn forward(
@@ -502,6 +557,32 @@ mod tests {
         let filter = Some(Filter::parse("select(.n % 1000 == 0) | .n").unwrap());
         let thousands = Query { order: Order::Desc, filter, ..Query::all() };
         assert_eq!(run(&store, &thousands).0, [5000, 4000, 3000, 2000, 1000]);
+    }
+
+    #[test]
+    fn frames_are_the_files_as_they_are_and_a_damaged_file_damages_no_other() {
+        let (dir, store) = store(&[10, 3000, 10]);
+        let mut files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.is_file());
+        files.sort();
+        let query = Query { as_frames: true, ..Query::all() };
+        let frames = |incomplete: &Incomplete| {
+            let mut frames = Vec::new();
+            query.run(&store, &mut Output::new(Format::Ndjson, &mut frames, None), incomplete, &|_| {}).unwrap();
+            frames
+        };
+        let all: Vec<u8> = files.iter().flat_map(|path| fs::read(path).unwrap()).collect();
+        assert!(frames(&Incomplete::default()) == all);
+        let bytes = fs::read(&files[1]).unwrap();
+        for damaged in [&bytes[..bytes.len() / 2], &b"no zstd"[..]] {
+            fs::write(&files[1], damaged).unwrap();
+            let incomplete = Incomplete::default();
+            let lines = zstd::decode_all(&frames(&incomplete)[..]).unwrap();
+            assert_eq!(incomplete.lines().len(), 1);
+            let numbers = lines_of(&lines).map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap());
+            let numbers: Vec<u64> = numbers.map(|report| report["n"].as_u64().unwrap()).collect();
+            assert!(numbers.starts_with(&[1, 2]) && numbers.ends_with(&[3019, 3020]));
+        }
     }
 
     #[test]

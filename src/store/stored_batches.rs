@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -14,6 +15,9 @@ use super::disk_error::Describe;
 use super::journal;
 use super::listing::{file_name, sorted_paths};
 use super::reader::{Encoding, LineReader};
+
+/// A larger file is not read as a whole.
+const MAX_FRAME_BYTES: u64 = 4 << 20;
 
 /// A batch on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +158,22 @@ impl OpenBatch {
         LineReader::new(&self.file, if self.is_journal { Encoding::Journal } else { Encoding::Zstd })
     }
 
+    /// The whole file, if it is one zstd frame of a usual size. The frame may still be corrupt: its checksum is not
+    /// compared.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn whole_frame(&self) -> io::Result<Option<Vec<u8>>> {
+        if self.is_journal || self.bytes > MAX_FRAME_BYTES {
+            return Ok(None);
+        }
+        let mut frame = vec![0; self.bytes as usize];
+        self.file.read_exact_at(&mut frame, 0)?;
+        // Follows the headers of the blocks, without decompressing them.
+        let is_whole = zstd::zstd_safe::find_frame_compressed_size(&frame).is_ok_and(|bytes| bytes == frame.len());
+        Ok(Some(frame).filter(|_| is_whole))
+    }
+
     /// Reads the reports of a journal, from this offset.
     ///
     /// # Errors
@@ -170,6 +190,6 @@ impl OpenBatch {
     /// # Errors
     /// If the file cannot be inspected.
     pub fn is_removed(&self) -> io::Result<bool> {
-        Ok(std::os::unix::fs::MetadataExt::nlink(&self.file.metadata()?) == 0)
+        Ok(self.file.metadata()?.nlink() == 0)
     }
 }
