@@ -161,8 +161,12 @@ fn a_corrupt_file_is_named_in_the_trailer_without_its_directory() {
 
 #[test]
 fn a_child_has_no_secret_and_low_priority_and_dies_with_its_client() {
-    let settings =
-        [("WRITE_KEYS", "a-write-key-of-a-test"), ("METRICS_USERNAME", "u"), ("METRICS_PASSWORD", "a-password")];
+    let settings = [
+        ("WRITE_KEYS", "a-write-key-of-a-test"),
+        ("METRICS_USERNAME", "u"),
+        ("METRICS_PASSWORD", "a-password"),
+        ("QUERY_TIMEOUT", "1h"),
+    ];
     let server = start(&settings);
     server.post_with("x-write-key: a-write-key-of-a-test\r\n", "{}").assert_ok();
     for path in [format!("/api/v1/reports?{ENDLESS}"), "/api/v1/reports/tail".to_owned()] {
@@ -199,7 +203,7 @@ fn a_child_has_no_secret_and_low_priority_and_dies_with_its_client() {
 
 #[test]
 fn a_client_that_leaves_during_its_output_ends_the_child() {
-    let server = start(&[]);
+    let server = start(&[("QUERY_TIMEOUT", "1h")]);
     server.post("{}").assert_ok();
     for is_reset in [false, true] {
         let (mut client, answer) = ask(&server, &format!("/api/v1/reports?{FLOOD}"), "");

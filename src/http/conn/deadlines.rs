@@ -407,6 +407,48 @@ mod tests {
     }
 
     #[test]
+    fn a_streamed_answer_over_http_1_has_a_deadline_only_while_it_waits_for_the_client() {
+        let deadlines = Deadlines::new(http2(1).limits);
+        deadlines.streaming(false);
+        assert_eq!(deadlines.deadline(), None);
+        deadlines.frame_taken();
+        assert!(deadlines.deadline().is_some());
+        deadlines.frame_wanted();
+        assert_eq!(deadlines.deadline(), None);
+        deadlines.leaving();
+        let last = deadlines.deadline().unwrap();
+        assert!(last <= Instant::now() + LAST_FRAME_TIMEOUT);
+        // Neither further frames nor the end give the client more time.
+        [Deadlines::frame_taken, Deadlines::frame_wanted, Deadlines::answered].iter().for_each(|call| call(&deadlines));
+        assert_eq!(deadlines.deadline(), Some(last));
+        assert!(matches!(deadlines.expired(), Expired::Close(_)));
+        let late = Deadlines::new(deadlines.limits);
+        late.streaming(true);
+        assert!(late.deadline().unwrap() <= Instant::now() + LAST_FRAME_TIMEOUT);
+    }
+
+    #[test]
+    fn a_streamed_answer_over_http_2_has_a_deadline_only_while_it_waits_for_the_client_or_after_goaway() {
+        let deadlines = http2(3);
+        deadlines.stream_opened();
+        deadlines.stream_answer_begun();
+        assert_eq!(deadlines.deadline(), None);
+        deadlines.stream_frame_taken();
+        deadlines.stream_frame_taken();
+        deadlines.stream_frame_released();
+        assert!(deadlines.deadline().is_some(), "one frame is not read");
+        deadlines.stream_frame_released();
+        assert_eq!(deadlines.deadline(), None);
+        deadlines.leaving();
+        assert!(deadlines.deadline().unwrap() <= Instant::now() + GO_AWAY_TIMEOUT);
+        // Another request may still take its time.
+        deadlines.stream_opened();
+        assert_eq!(deadlines.deadline(), None);
+        deadlines.stream_frame_taken();
+        assert!(deadlines.deadline().unwrap() <= Instant::now() + LAST_FRAME_TIMEOUT);
+    }
+
+    #[test]
     fn every_phase_survives_a_round_trip_through_its_number() {
         for phase in PHASES {
             assert_eq!(PHASES[phase as usize], phase);

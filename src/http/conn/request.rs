@@ -140,6 +140,10 @@ impl Body for AnswerBody {
     type Error = io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        // hyper asks for a frame when the client has read most of the frames before it.
+        if let Held::Request(answer) = &mut self.held {
+            answer.wait(false);
+        }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Held::Request(answer) = &mut self.held {
             answer.wait(matches!(frame, Poll::Ready(Some(Ok(_)))));
