@@ -109,9 +109,20 @@ impl Fast {
             }
             None => Form::Condition(condition(term, &mut paths)?),
         };
+        Some(Self::of(&paths, form))
+    }
+
+    /// A filter that keeps the reports for which the term is true. `None` if the term is not simple.
+    pub(super) fn condition(term: &Term<&str>) -> Option<Self> {
+        let mut paths = Vec::new();
+        let condition = operand(term, &mut paths)?;
+        Some(Self::of(&paths, Form::Condition(*condition)))
+    }
+
+    fn of(paths: &[Path], form: Form) -> Self {
         let extractor = Extractor::new(&paths.iter().collect::<Vec<_>>(), &[]);
         let is_member = paths.iter().map(|path| matches!(path.steps(), [Step::Member(_)])).collect();
-        Some(Self { extractor, found: Found::default(), is_member, form })
+        Self { extractor, found: Found::default(), is_member, form }
     }
 
     /// Decides on a report.

@@ -10,7 +10,8 @@ use jaq_core::data::JustLut;
 use jaq_core::load::parse::{BinaryOp, Def, Term};
 use jaq_core::load::{Arena, File, Loader, lex, parse};
 use jaq_core::{Compiler, Ctx, Vars, unwrap_valr};
-use jaq_json::Val;
+use jaq_json::{Num, Val};
+use serde::de::IgnoredAny;
 
 use super::fast::{Fast, FastVerdict};
 
@@ -31,6 +32,8 @@ const FORBIDDEN_DEFINITIONS: [&str; 5] = ["debug", "halt", "halt_error", "stderr
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     code: String,
+    /// It is only `select(…)`: each of its outputs is the report.
+    is_select: bool,
 }
 
 /// The text is not a valid filter.
@@ -49,6 +52,7 @@ pub enum Verdict<'a> {
 /// A filter that is ready to run on one thread.
 pub struct Evaluator {
     fast: Option<Fast>,
+    is_select: bool,
     filter: jaq_core::Filter<JustLut<Val>>,
     text: Vec<u8>,
 }
@@ -65,18 +69,20 @@ impl Filter {
         if depth(code) > MAX_DEPTH {
             return Err(FilterError(format!("the filter is nested deeper than {MAX_DEPTH} levels")));
         }
-        // `select(f)` keeps the reports for which `f` is true, and so does `f` itself. Without `select`, the report is
-        // not parsed and printed again.
-        let code = parse_term(code, |term| selected(code, term)).unwrap_or_else(|| code.to_owned());
-        compile(&code)?;
-        Ok(Self { code })
+        compile(code)?;
+        let is_select = parse_term(code, |term| selected(term).map(|_| ())).is_some();
+        Ok(Self { code: code.to_owned(), is_select })
     }
 
     /// Prepares the filter for one thread.
     #[must_use]
     pub fn evaluator(&self) -> Evaluator {
         let filter = compile(&self.code).expect("it was compiled before");
-        Evaluator { fast: parse_term(&self.code, Fast::new), filter, text: Vec::new() }
+        let fast = parse_term(&self.code, |term| match selected(term) {
+            Some(condition) => Fast::condition(condition),
+            None => Fast::new(term),
+        });
+        Evaluator { fast, is_select: self.is_select, filter, text: Vec::new() }
     }
 }
 
@@ -119,13 +125,16 @@ impl Evaluator {
                 Val::Null | Val::Bool(false) => continue,
                 // A report is kept once, however often a filter such as `.hosts[].up` says so.
                 Val::Bool(true) if is_kept => continue,
-                Val::Bool(true) => {
+                value if self.is_select || matches!(value, Val::Bool(true)) => {
+                    if is_kept {
+                        continue;
+                    }
                     is_kept = true;
                     each(Verdict::Keep)
                 }
                 value => {
                     self.text.clear();
-                    std::io::Write::write_fmt(&mut self.text, format_args!("{value}")).map_err(|e| e.to_string())?;
+                    write_json(&mut self.text, value)?;
                     each(Verdict::Value(&self.text))
                 }
             };
@@ -149,17 +158,39 @@ fn parse_term<T>(code: &str, use_term: impl FnOnce(&Term<&str>) -> Option<T>) ->
 }
 
 /// The argument of a filter that is only `select(…)`.
-fn selected(code: &str, term: &Term<&str>) -> Option<String> {
+fn selected<'a, 's>(term: &'a Term<&'s str>) -> Option<&'a Term<&'s str>> {
     match term {
-        Term::Call("select", arguments) if arguments.len() == 1 => {
-            let inner = code.trim().strip_prefix("select")?.trim_start().strip_prefix('(')?.strip_suffix(')')?;
-            Some(inner.to_owned())
-        }
-        Term::BinOp(first, BinaryOp::Pipe(None), rest) if matches!(**first, Term::Id) => {
-            let rest_code = code.trim().strip_prefix('.')?.trim_start().strip_prefix('|')?;
-            selected(rest_code, rest)
-        }
+        Term::Call("select", arguments) if arguments.len() == 1 => arguments.first(),
+        Term::BinOp(first, BinaryOp::Pipe(None), rest) if matches!(**first, Term::Id) => selected(rest),
         _ => None,
+    }
+}
+
+/// Writes a value on one line. As in jq, a number that JSON cannot express becomes `null` or the largest number.
+fn write_json(text: &mut Vec<u8>, value: Val) -> Result<(), String> {
+    let is_json = |text: &[u8]| serde_json::from_slice::<IgnoredAny>(text).is_ok();
+    let mut write = |value: &Val| std::io::Write::write_fmt(text, format_args!("{value}")).map_err(|e| e.to_string());
+    write(&value)?;
+    if is_json(text) {
+        return Ok(());
+    }
+    text.clear();
+    let value = finite(value);
+    std::io::Write::write_fmt(text, format_args!("{value}")).map_err(|error| error.to_string())?;
+    if is_json(text) { Ok(()) } else { Err("an output is not JSON".to_owned()) }
+}
+
+/// The value with numbers that JSON can express.
+fn finite(value: Val) -> Val {
+    match value {
+        Val::Num(Num::Float(number)) if number.is_nan() => Val::Null,
+        Val::Num(Num::Float(number)) if number.is_infinite() => Val::Num(Num::Float(f64::MAX.copysign(number))),
+        Val::Arr(elements) => Val::Arr(elements.iter().cloned().map(finite).collect::<Vec<_>>().into()),
+        Val::Obj(members) => {
+            let members = members.iter().map(|(name, value)| (name.clone(), finite(value.clone())));
+            Val::obj(members.collect())
+        }
+        value => value,
     }
 }
 
@@ -207,18 +238,23 @@ fn expectation(expected: &str, code: &str, at: &str) -> String {
 
 /// An upper limit of the nesting of brackets and definitions.
 fn depth(code: &str) -> usize {
-    let (mut depth, mut max) = (0_usize, 0);
+    let (mut depth, mut minuses, mut max) = (0_usize, 0, 0);
     for byte in code.bytes() {
         match byte {
+            // Also in strings, which may contain programs.
             b'(' | b'[' | b'{' => depth += 1,
             b')' | b']' | b'}' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        max = max.max(depth);
+        minuses = match byte {
+            b'-' => minuses + 1,
+            b' ' | b'\t' | b'\n' | b'\r' => minuses,
+            _ => 0,
+        };
+        max = max.max(depth + minuses);
     }
     let words = |word| code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| *w == word).count();
     max + ["def", "if", "reduce", "foreach", "try", "label", "as"].map(words).iter().sum::<usize>()
-        + code.bytes().filter(|byte| *byte == b'-').count()
 }
 
 #[cfg(all(test, not(netwatch_loom)))]
@@ -277,8 +313,31 @@ pub(super) mod tests {
         for filter in ["select(.a.b == 1)", " select( .a.b == 1 ) ", ". | select(.a.b == 1)"] {
             assert_eq!(outputs(filter), Ok(vec![None]), "{filter}");
         }
+        for filter in ["select(.a)", "select(.text, .up)", "select(1)", "select(.list[] > 0)", "select(.a.b | . == 1)"]
+        {
+            assert_eq!(outputs(filter), Ok(vec![None]), "{filter}");
+        }
         assert_eq!(outputs("select(.a.b == 2)"), Ok(vec![]));
+        assert_eq!(outputs("select(.missing)"), Ok(vec![]));
+        assert_eq!(outputs("select(empty)"), Ok(vec![]));
         assert_eq!(outputs("select(.a.b == 1).a"), values(&["{\"b\":1}"]));
+    }
+
+    #[test]
+    fn every_output_is_json() {
+        assert_eq!(outputs("0/0"), values(&["null"]));
+        assert_eq!(
+            outputs("{r: (1/0), list: [-1/0, nan]}"),
+            values(&["{\"r\":1.7976931348623157e308,\"list\":[-1.7976931348623157e308,null]}"])
+        );
+        assert_eq!(outputs("{(.list): 1}").unwrap_err(), "an output is not JSON");
+    }
+
+    #[test]
+    fn a_long_filter_is_not_a_deep_one() {
+        let id = ".clientId == \"3f2504e0-4f89-11d3-9a0c-0305e82c3301\"";
+        assert!(Filter::parse(&vec![id; 100].join(" or ")).is_ok());
+        assert!(Filter::parse(&"- ".repeat(300)).is_err());
     }
 
     #[test]

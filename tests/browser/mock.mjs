@@ -151,10 +151,10 @@ const text = (report) => JSON.stringify({ ...report, _at: undefined });
 /**
  * Starts the server. `reports` are what it has stored, `files` is the number of report files, and `history` the number of
  * snapshots that `/live` sends at once. `state` can be changed: `isRefusing` closes the server, and `busy` is the number of
- * queries that it refuses.
+ * queries that it refuses, and `snapshot` has members for the snapshots of `/live`.
  */
 export async function mock({ port = 0, reports = netwatchReports(), files = 0, history = 0, tailMs = 400 } = {}) {
-  const state = { reports, requests: [], isRefusing: false, busy: 0, streams: new Set(), cookie: "session=abc123", opened: Date.now(), started: Date.now() - 86_400_000 * 3.2 };
+  const state = { reports, requests: [], isRefusing: false, busy: 0, snapshot: {}, streams: new Set(), cookie: "session=abc123", opened: Date.now(), started: Date.now() - 86_400_000 * 3.2 };
   const assets = Object.fromEntries(readdirSync(PAGE).filter((name) => name.split(".").at(-1) in TYPES).map((name) => [name === "index.html" ? "/" : `/page/${name}`, name]));
   const next = random(11);
   const totals = { reports: 61_480_200, bytes: 73_900_000_000, refused: { "rate-limited": 1802, "too-large": 12, "not-json": 4 }, requests: 61_490_000 };
@@ -174,7 +174,7 @@ export async function mock({ port = 0, reports = netwatchReports(), files = 0, h
       buffer_bytes: Math.round(age * 820 * 1200 * 0.8) % 67_108_864, buffer_max_bytes: 67_108_864, journal_commit_ms: { p50: 0.06 * wave, p99: 0.5 * wave * (0.6 + next()) },
       batches: { free: 4, active: 1, sealed: age < 2 ? 1 : 0 }, oldest_unflushed_seconds: age, spilled_bytes: 0, spill_max_bytes: 2 ** 30,
       disk_free_bytes: 182_300_000_000 - (now % 3_600_000) * 30, disk_total_bytes: 250_000_000_000, disk_full: false,
-      files: 4608, files_bytes: 9_420_000_000, written_bytes: 9_200_000_000, connections: 1214, lost: 0,
+      files: 4608, files_bytes: 9_420_000_000, written_bytes: 9_200_000_000, connections: 1214, lost: 0, ...state.snapshot,
     };
   }
 

@@ -117,6 +117,34 @@ test("the live view shows the state of the server", async (t) => {
   await page.check();
 });
 
+test("a full disk and lost reports raise an alarm", async (t) => {
+  const { page, server } = await open(t);
+  await ready(page, "#/live");
+  assert.equal(await page.locator("main [role=alert] .notice").count(), 0);
+  server.state.snapshot = { disk_full: true, lost: 3 };
+  await page.getByRole("alert").filter({ hasText: "The disk is full: the server refuses reports." }).waitFor();
+  await page.getByRole("alert").filter({ hasText: "3 acknowledged reports are lost." }).waitFor();
+  await page.check();
+});
+
+test("a restart of the server is no burst of reports", async (t) => {
+  const { page, server } = await open(t, { server: { history: 20 } });
+  await ready(page, "#/live");
+  const table = async () => {
+    await chart(page, "Reports").locator("summary").click();
+    const rows = await chart(page, "Reports").locator("tbody tr").allInnerTexts();
+    await chart(page, "Reports").locator("summary").click();
+    return rows.map((row) => row.split("\t")[1]);
+  };
+  // Counters and uptime begin again, and the rates of the first snapshot are unknown.
+  server.state.snapshot = { reports: 5000, uptime_seconds: 1 };
+  await until("the restart is seen", async () => (await table()).slice(0, -1).includes("–"));
+  server.state.snapshot = { reports: 5010, uptime_seconds: 2 };
+  const rates = await table();
+  assert.ok(rates.every((rate) => rate === "–" || /^(\d{1,3}|1\.\d+K|1K|0)(\.\d+)?\/s$/.test(rate)), rates.join());
+  await page.check();
+});
+
 test("the page shows that it is disconnected, and connects again", async (t) => {
   const { page, server } = await open(t);
   await ready(page, "#/live");
@@ -223,6 +251,26 @@ test("a group, a quantile and a range can be chosen, and the address brings them
   await page.getByRole("combobox", { name: "Value" }).fill(".nothing");
   await page.getByRole("button", { name: "Show" }).click();
   await shown(page, "No report in this time range has this value.");
+  await page.check();
+});
+
+test("times are chosen and shown in the time zone of the browser", async (t) => {
+  const { page, server } = await open(t, { timezoneId: "Asia/Kolkata" });
+  await ready(page, "#/live");
+  await page.goto(`${server.origin}/${ANALYSIS}`);
+  await ready(page, ANALYSIS);
+  await page.getByLabel("Time range").selectOption("custom");
+  const local = (time) => new Date(time + 5.5 * 3_600_000).toISOString().slice(0, 19);
+  const from = Math.floor(Date.now() / 60_000) * 60_000 - 7_200_000;
+  await page.getByLabel("From").fill(local(from));
+  await page.getByLabel("To", { exact: true }).fill(local(from + 3_600_000));
+  await page.getByRole("button", { name: "Show" }).click();
+  const iso = (time) => encodeURIComponent(new Date(time).toISOString());
+  await until("the times are sent", () => server.state.requests.some((request) => request.includes(`since=${iso(from)}&until=${iso(from + 3_600_000)}&`)));
+  await page.reload();
+  await ready(page, ANALYSIS);
+  assert.equal(await page.getByLabel("From").inputValue(), local(from).slice(0, 16));
+  await shown(page, /^Times are local: Asia\/(Kolkata|Calcutta)$/);
   await page.check();
 });
 

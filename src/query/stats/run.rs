@@ -17,7 +17,7 @@ use crate::query::scan;
 use crate::store::{OpenBatch, Store, StoredBatch};
 
 /// Memory of the statistics of all batches together.
-const TOTAL_BYTES: usize = 48 << 20;
+const TOTAL_BYTES: usize = 40 << 20;
 
 /// Memory of the statistics of one batch. Each thread has one batch, and as many as one per thread wait to be merged.
 /// Not a share of the memory for each thread, so that the result does not depend on the number of threads.

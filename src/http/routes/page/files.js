@@ -16,7 +16,7 @@ export function files({ parameters, navigate }) {
   const status = el("p", { class: "note", role: "status" });
   const body = el("tbody");
   const heads = ["Name", "First report", "Last report", "Size"].map((head) => el("th", { scope: "col" }, head));
-  const content = el("table", {}, el("caption", {}, "The newest first. Files are zstd-compressed, with one report per line."), el("thead", {}, el("tr", {}, ...heads)), body);
+  const content = el("table", { class: "files" }, el("caption", {}, "The newest first. Files are zstd-compressed, with one report per line."), el("thead", {}, el("tr", {}, ...heads)), body);
   const more = el("button", { type: "button", hidden: true, onclick: load }, "Show older files");
   const problem = el("div");
   const list = scrollable("Report files", content);

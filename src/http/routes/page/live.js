@@ -12,6 +12,7 @@ const GAP_MS = 3500;
 /** The server sends a snapshot every second. */
 const SILENCE_MS = 10_000;
 const MAX_REASONS = 5;
+const MANY_YEARS_S = 10 * 365 * 86_400;
 
 /** Collects snapshots as long as the session lasts, also while another view is shown. */
 export class Snapshots extends EventTarget {
@@ -120,9 +121,9 @@ export function live({ snapshots, parameters, navigate }) {
 
     set("disk", [["free", (s) => s.disk_free_bytes]], f.bytes(last.disk_free_bytes), last.disk_total_bytes);
     const full = secondsUntilFull(last);
-    charts.disk.setNote(`${f.bytes(last.disk_free_bytes)} of ${f.bytes(last.disk_total_bytes)}. ${
-      full == null ? "Days until full: not known yet" : full > 3650 * 86_400 ? "Full in more than 10 years" : `Full in ${f.seconds(full)}`
-    }, at the average rate since the start and without deletions.`);
+    const rate = "at the average rate since the start and without deletions";
+    const when = full > MANY_YEARS_S ? "in more than ten years" : `in ${f.seconds(full)}`;
+    charts.disk.setNote(`${f.bytes(last.disk_free_bytes)} of ${f.bytes(last.disk_total_bytes)}. ${full == null ? "Days until full: not known yet." : `Full ${when}, ${rate}.`}`);
 
     facts.replaceChildren(...[
       ["Running for", f.seconds(last.uptime_seconds)],

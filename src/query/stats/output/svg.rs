@@ -30,7 +30,7 @@ const BAR_HEIGHT: u32 = 28;
 const NAME_WIDTH: u32 = 220;
 const VALUE_WIDTH: u32 = 72;
 
-const MAX_NAME_COLUMNS: usize = 30;
+const MAX_NAME_COLUMNS: usize = 26;
 const MAX_PATH_COLUMNS: usize = 50;
 
 const TEXT: RGBColor = RGBColor(0x1f, 0x29, 0x33);
@@ -273,7 +273,7 @@ fn write(area: &Area<'_>, text: &str, at: (i32, i32), h_pos: HPos, size: u32, co
 
 /// The content of an attribute in quotation marks.
 fn attribute(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// The axis of numbers, which includes zero.

@@ -107,6 +107,7 @@ fn assert_well_formed(svg: &str) {
     while let Some((before, tag)) = rest.split_once('<') {
         assert!(!before.contains('>'), "{before}");
         let (tag, after) = tag.split_once('>').expect("each tag ends");
+        assert!(!tag.contains('<') && tag.matches('"').count() % 2 == 0, "{tag}");
         match tag.strip_prefix('/') {
             Some(name) => assert_eq!(open.pop().as_deref(), Some(name)),
             None if tag.ends_with('/') => {}
@@ -130,7 +131,9 @@ fn assert_well_formed(svg: &str) {
 #[test]
 fn a_chart_with_hostile_names_is_well_formed_and_contains_no_script() {
     for (step, groups) in [(None, 3), (Some(60), 3), (Some(60), 1), (Some(1), 3), (Some(86_400 * 365), 2)] {
-        let svg = text(&summary(step, &[HOSTILE, "]]>", "<!--"][..groups], 5), Format::Svg);
+        let mut summary = summary(step, &[HOSTILE, "]]>", "<!--"][..groups], 5);
+        summary.path = HOSTILE.to_owned();
+        let svg = text(&summary, Format::Svg);
         assert_well_formed(&svg);
         assert!(!svg.contains("<script"), "{svg}");
         assert!(svg.contains("&lt;/text&gt;&lt;script&gt;"), "the name is shown: {svg}");
