@@ -149,7 +149,7 @@ fn an_unsupported_method_is_a_405_that_lists_the_allowed_methods() {
 #[test]
 fn an_unknown_path_is_a_404_that_names_the_path_for_reports() {
     let server = Server::start(&[]);
-    for path in ["/", "/api/v1/report", "/api/v1/reports/", "/.well-known/"] {
+    for path in ["/x", "/api/v1/report", "/api/v1/reports/", "/.well-known/"] {
         let detail = server.get(path).assert_problem(404, "not-found");
         assert!(detail.contains("/api/v1/reports"), "{detail}");
     }
