@@ -23,9 +23,17 @@
 //! recovers the journals of dead servers. It also keeps the [catalog](store::Catalog) of report files up to date and
 //! removes the oldest files, if the configuration limits them.
 //!
+//! # The way back
+//!
+//! [`store`] lists all batches, in whatever state they are, and reads journals and report files as blocks of lines. So a
+//! report can be read as soon as it is acknowledged, and appears once while its batch moves. [`query`] filters reports and
+//! computes statistics, on several threads and in a fixed amount of memory. The command line runs it in its own process;
+//! [`http`] runs it in child processes, so that no query slows down or stops the server.
+//!
 //! ```text
 //!   cli ──► server ──► http ──► buffer ──► store        imports point one way
 //!           flush, maintenance ──► buffer, store
+//!           query ──► store
 //!           config, report, metrics: at the bottom, imported by all
 //! ```
 //!

@@ -142,7 +142,7 @@ impl Queries {
     }
 
     /// Starts a process on a thread that exists as long as the server. A request thread would wait for the disk that has
-    /// the program. And the kernel kills the child when the thread ends that has started it.
+    /// the program. And the kernel kills a child when the thread that started it ends.
     async fn spawn(&self, command: Command) -> io::Result<Child> {
         let (started, child) = oneshot::channel();
         let start = Start { command, runtime: Handle::current(), started };

@@ -49,7 +49,7 @@ struct Node {
 /// The byte range of a value in its report.
 pub(super) type Span = Range<u32>;
 
-/// The values of one report. It is used again for each report, so that its memory is, too.
+/// The values of one report. Reused for each report, to avoid allocations.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// The values of each path, in the order of the report.

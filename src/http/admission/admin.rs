@@ -1,11 +1,13 @@
 //! Who may read: the admin token, and the user name and password for metrics.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hyper::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::uri::Authority;
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
@@ -13,6 +15,8 @@ use tokio::time::sleep;
 use super::session;
 use crate::config::{Access, AdminToken, Config};
 use crate::http::error::{ApiError, Challenge};
+
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// How long a wrong token waits for its answer, and how many may wait. So at most 16 tokens per second can be tried.
 const FAILURE_DELAY: Duration = Duration::from_secs(1);
@@ -81,7 +85,7 @@ impl Admin {
         let Credentials { token, login } = Credentials::of(headers);
         let has_login = |Secret(expected): &Secret| login.is_some_and(|login| expected.as_bytes().ct_eq(&login).into());
         let access = match &self.metrics_login {
-            Some(expected) if has_login(expected) => Access::Granted,
+            Some(expected) if has_login(expected) && !is_foreign(headers) => Access::Granted,
             Some(_) if self.token.is_closed() && token.is_none() => Access::Missing,
             Some(_) if self.token.is_closed() => Access::Wrong,
             _ => self.check(token.as_deref(), headers),
@@ -110,6 +114,10 @@ impl Admin {
     }
 
     fn check(&self, token: Option<&[u8]>, headers: &HeaderMap) -> Access {
+        // What a browser sends by itself proves nothing about the page that has caused the request.
+        if is_foreign(headers) || self.token.is_open() && !has_local_host(headers) {
+            return Access::Missing;
+        }
         match self.token.check(token) {
             decided @ (Access::Granted | Access::Closed) => decided,
             // A browser may send an old password beside the cookie.
@@ -135,6 +143,25 @@ impl Admin {
             }
         }
     }
+}
+
+/// Whether a page of another origin has caused the request, and has not sent a token itself. Following a link is no such
+/// request: the other page cannot read the answer.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let is_bearer = headers
+        .get(AUTHORIZATION)
+        .is_some_and(|value| value.as_bytes().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"Bearer ")));
+    let is_navigation = headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
+    session::is_cross_origin(headers) && !is_bearer && !is_navigation
+}
+
+/// Whether the browser, if it is one, knows the server by its address. A name of a foreign domain may resolve to it (DNS
+/// rebinding), and would be the same origin for the browser. Requests without a `Host` are not from browsers.
+fn has_local_host(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(HOST) else { return true };
+    let Some(host) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()) else { return false };
+    let host = host.host().trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
 }
 
 #[cfg(all(test, not(netwatch_loom)))]
@@ -192,6 +219,36 @@ mod tests {
             assert_eq!(admit(settings, None).await, "missing");
         }
         assert_eq!(admit(&both, Some(&format!("Bearer {TOKEN}"))).await, "granted");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pages_of_other_origins_cannot_use_what_a_browser_sends_by_itself() {
+        let read = async |settings: &[(&str, &str)], headers: &[(&'static str, String)]| {
+            let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            let admin = Admin::new(&Config::from_values(&settings).unwrap());
+            let headers = headers
+                .iter()
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()));
+            admin.admit(&headers.collect()).await.is_ok()
+        };
+        let (token, open) = ([("ADMIN_TOKEN", TOKEN)], [("ADMIN_TOKEN", "none"), ("ADMIN_LISTEN", "127.0.0.1:9090")]);
+        let site = |site: &str| ("sec-fetch-site", site.to_owned());
+        let password = ("authorization", basic(&format!("a:{TOKEN}")));
+        assert!(read(&token, &[password.clone(), site("same-origin")]).await);
+        assert!(!read(&token, &[password.clone(), site("cross-site")]).await);
+        assert!(!read(&token, &[password.clone(), site("same-site")]).await);
+        assert!(read(&token, &[password, site("cross-site"), ("sec-fetch-mode", "navigate".to_owned())]).await);
+        assert!(read(&token, &[("authorization", format!("Bearer {TOKEN}")), site("cross-site")]).await);
+        let host = |host: &str| ("host", host.to_owned());
+        assert!(read(&open, &[]).await);
+        for local in ["127.0.0.1:9090", "localhost", "LOCALHOST:9090", "[::1]:9090", "192.0.2.7"] {
+            assert!(read(&open, &[host(local)]).await, "{local}");
+            assert!(!read(&open, &[host(local), site("cross-site")]).await, "{local}");
+        }
+        for foreign in ["evil.example", "evil.example:9090", "localhost.evil.example", "127.0.0.1.evil.example", "a b"]
+        {
+            assert!(!read(&open, &[host(foreign)]).await, "{foreign}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

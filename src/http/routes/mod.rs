@@ -31,7 +31,7 @@ use crate::metrics::Route;
 #[derive(Debug)]
 pub(super) struct Routes;
 
-/// Answers the requests to `ADMIN_LISTEN`: all but reports.
+/// Answers the requests to `ADMIN_LISTEN`: everything except sending reports.
 #[derive(Debug)]
 pub(super) struct AdminRoutes;
 
