@@ -97,6 +97,12 @@ pub(super) fn run(args: StatsArgs) -> CommandResult {
     let done = stats::run(&store, &options, &time, args.filter.as_ref(), &incomplete, &|now| progress.update(now));
     progress.finish();
     let summary = done?.finish();
+    // The other formats say so themselves.
+    if summary.limited && matches!(args.format, Format::Csv | Format::Svg) {
+        incomplete.skip(
+            "too many groups, steps or values for the memory; the rest is one group, or only in totals".to_owned(),
+        );
+    }
     let mut out = Out::open(&args.child)?;
     closed_pipe_is_no_error(summary.write(args.format, &mut out).and_then(|()| out.finish()))?;
     finish(&incomplete)
