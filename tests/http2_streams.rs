@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 const TOKEN: &str = "an-admin-token-of-a-test";
 const FILE: &str = "reports-20260101T000000.000000000Z-0000000a.jsonl.zst";
-const FILE_BYTES: usize = 8 << 20;
+const FILE_BYTES: usize = 2 << 20;
 
 struct Client {
     runtime: Runtime,

@@ -70,6 +70,9 @@ pub(super) struct AnswerBody {
     held: Held,
 }
 
+// hyper moves it several times with each answer.
+const _: () = assert!(size_of::<AnswerBody>() <= 64);
+
 /// What the connection has to know until the body is sent.
 #[derive(Debug)]
 enum Held {
