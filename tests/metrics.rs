@@ -23,7 +23,7 @@ fn basic(login: &str) -> String {
 }
 
 fn get(address: SocketAddr, path: &str, headers: &str) -> Answer {
-    let head = format!("GET {path} HTTP/1.1\r\nhost: test\r\n{headers}\r\n");
+    let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n");
     Client::try_connect(address).unwrap().ask(&head, b"")
 }
 

@@ -16,7 +16,7 @@ fn start(settings: &[(&str, &str)]) -> Server {
 
 fn ask(address: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Answer {
     let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n{headers}content-length: {length}\r\n\r\n");
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {length}\r\n\r\n");
     Client::try_connect(address).unwrap().ask_any([head.as_bytes(), body.as_bytes()].concat())
 }
 

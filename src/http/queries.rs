@@ -442,7 +442,8 @@ mod tests {
         assert_eq!(reason, "no such filter");
         assert!(matches!(first("kill -KILL $$").await, Err(ApiError::QueryFailed(reason)) if reason == TOO_EXPENSIVE));
         assert!(matches!(first("exit 101").await, Err(ApiError::QueryFailed(_))));
-        assert_eq!(first("exit 1").await.unwrap(), "");
+        assert!(matches!(first("exit 1").await, Err(ApiError::QueryFailed(_))));
+        assert_eq!(first("exit 3").await.unwrap(), "");
         let (_dir, queries) = script("exec sleep 1000", Duration::from_millis(50), 1);
         let mut query = queries.start(Kind::Query, "query", vec![]).await.unwrap();
         assert!(matches!(query.first().await, Err(ApiError::QueryFailed(reason)) if reason == TOO_SLOW));

@@ -28,6 +28,8 @@ pub(in crate::http) struct Admin {
     token: AdminToken,
     /// The user name and password for metrics, with a colon between them.
     metrics_login: Option<Secret>,
+    /// Readers connect to an address that only programs on this machine can reach.
+    is_on_loopback: bool,
     failures: Semaphore,
 }
 
@@ -72,6 +74,7 @@ impl Admin {
         Self {
             token: config.admin_token.clone(),
             metrics_login: login.map(|(name, password)| Secret(format!("{name}:{password}"))),
+            is_on_loopback: config.admin_listen.is_some_and(|address| address.ip().is_loopback()),
             failures: Semaphore::new(FAILURES),
         }
     }
@@ -115,7 +118,7 @@ impl Admin {
 
     fn check(&self, token: Option<&[u8]>, headers: &HeaderMap) -> Access {
         // What a browser sends by itself proves nothing about the page that has caused the request.
-        if is_foreign(headers) || self.token.is_open() && !has_local_host(headers) {
+        if is_foreign(headers) || self.token.is_open() && self.is_on_loopback && !has_local_host(headers) {
             return Access::Missing;
         }
         match self.token.check(token) {
@@ -249,6 +252,8 @@ mod tests {
         {
             assert!(!read(&open, &[host(foreign)]).await, "{foreign}");
         }
+        let service = [("ADMIN_TOKEN", "none"), ("ADMIN_LISTEN", "0.0.0.0:9090")];
+        assert!(read(&service, &[host("collector:9090")]).await, "a name of a service");
     }
 
     #[tokio::test(start_paused = true)]
