@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use common::{Answer, Server, cpu_time, wait_until};
 
-/// Maximum processor time per MiB of a body, as sent. The code of a debug build is many times slower.
-const MAX_CPU: Duration = Duration::from_millis(if cfg!(debug_assertions) { 1000 } else { 100 });
+/// Maximum processor time per MiB of a body, as sent. The limit for a debug build only finds what is far too slow: its code is
+/// ten times slower, and more so on a busy machine.
+const MAX_CPU: Duration = Duration::from_millis(if cfg!(debug_assertions) { 4000 } else { 100 });
 
 const MIB: usize = 1 << 20;
 
