@@ -1,6 +1,6 @@
 //! Statistics of a number in the reports, by group and time step.
 //!
-//! [`run`] reads all reports. Each batch has its own [`Stats`], which takes one report after another. They are merged in
+//! [`run()`] reads all reports. Each batch has its own [`Stats`], which takes one report after another. They are merged in
 //! the order of the batches. [`Summary`] is the result, and `output` shows it.
 //!
 //! # What is counted
@@ -10,7 +10,7 @@
 //! - The distinct values at `distinct` that are not null. Strings that differ only in their escapes are equal.
 //!
 //! Each of these counts for the values at `by` in the same element of the last array that both paths share: see
-//! [`extract`](super::extract). If there are several such values, it counts for each of them, but for the first
+//! `extract`. If there are several such values, it counts for each of them, but for the first
 //! [`MAX_GROUPS_PER_VALUE`] at most. If there is none, it counts for the group null. Strings are groups by their
 //! content, all other values by their JSON text.
 //!

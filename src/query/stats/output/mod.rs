@@ -1,4 +1,4 @@
-//! Shows a [`Summary`](super::Summary).
+//! Shows a [`Summary`].
 
 mod csv;
 mod svg;
