@@ -249,7 +249,9 @@ export async function mock({ port = 0, reports = netwatchReports(), files = 0, h
       const until = query.get("until") ? Date.parse(query.get("until")) : Infinity;
       const minute = 60_000;
       const now = Math.floor(state.opened / minute) * minute;
-      const all = Array.from({ length: files }, (_, i) => now - (i + 1) * minute).filter((first) => first >= since(query) && first <= until);
+      // An age counts from the newest file. So the number of files does not depend on the time of the request.
+      const from = since(query) - (Date.now() - now);
+      const all = Array.from({ length: files }, (_, i) => now - (i + 1) * minute).filter((first) => first >= from && first <= until);
       return json({ files: all.slice(0, query.get("limit")).map((first) => ({
         name: `reports-${new Date(first).toISOString().replace(/[-:]/g, "").replace(".000Z", `.${String(123_456_789 + (first / minute) % 1000)}Z`)}-5f3a9c01.jsonl.zst`,
         first: new Date(first).toISOString(), last: new Date(first + 59_000).toISOString(), bytes: 1_940_000 + ((first / minute) % 97) * 4321,
