@@ -99,8 +99,8 @@ impl AdminToken {
         **self.0.load() == State::Open
     }
 
-    /// The HMAC-SHA256 of a message, with a key that is derived from the token. It proves that whoever made it knew the
-    /// token, and does not reveal the token. `None` if there is no token.
+    /// The HMAC-SHA256 of a message, with a key that is derived from the token. Only a program that knows the token can
+    /// compute it, and it does not reveal the token. `None` if there is no token.
     #[must_use]
     pub fn mac(&self, message: &[u8]) -> Option<[u8; 32]> {
         let hmac = |key: &[u8], message: &[u8]| -> [u8; 32] {

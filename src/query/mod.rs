@@ -10,6 +10,7 @@
 mod extract;
 mod fast;
 mod filter;
+mod incomplete;
 mod output;
 mod path;
 mod range;
@@ -18,7 +19,8 @@ mod scan;
 pub mod stats;
 
 pub use self::filter::{Evaluator, Filter, FilterError, Verdict};
+pub use self::incomplete::Incomplete;
 pub use self::output::{Format, Output};
 pub use self::path::{InvalidPath, Path};
 pub use self::range::{TimeRange, parse_time};
-pub use self::reports::{Incomplete, Order, Progress, Query, ReportTime, lines_of, run_line};
+pub use self::reports::{Order, Progress, Query, ReportTime, lines_of, run_line};

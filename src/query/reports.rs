@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use std::mem;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::filter::{Evaluator, Filter, Verdict};
+use super::incomplete::Incomplete;
 use super::output::Output;
 use super::path::Path;
 use super::range::{TimeRange, time_of_value};
@@ -72,60 +72,6 @@ pub struct Progress {
     pub done: usize,
     /// All batches.
     pub total: usize,
-}
-
-/// What a query could not read or do.
-#[derive(Debug, Default)]
-pub struct Incomplete {
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    skipped: Vec<String>,
-    skipped_count: usize,
-    failed_reports: usize,
-    first_failure: Option<String>,
-}
-
-impl Incomplete {
-    /// Maximum number of files that are named.
-    const MAX_NAMED: usize = 20;
-
-    /// Adds a file that cannot be read, with the reason.
-    pub fn skip(&self, what: String) {
-        let mut state = self.lock();
-        state.skipped_count += 1;
-        if state.skipped.len() < Self::MAX_NAMED {
-            state.skipped.push(what);
-        }
-    }
-
-    pub(super) fn fail(&self, message: String) {
-        let mut state = self.lock();
-        state.failed_reports += 1;
-        state.first_failure.get_or_insert(message);
-    }
-
-    /// One line for each problem. Empty if the query is complete.
-    #[must_use]
-    pub fn lines(&self) -> Vec<String> {
-        let state = self.lock();
-        let mut lines = state.skipped.clone();
-        if state.skipped_count > lines.len() {
-            lines.push(format!("{} more files are incomplete", state.skipped_count - lines.len()));
-        }
-        if let Some(first) = &state.first_failure {
-            let count = state.failed_reports;
-            let reports = if count == 1 { "report is" } else { "reports are" };
-            lines.push(format!("{count} {reports} left out, because the filter failed: {first}"));
-        }
-        lines
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl ReportTime {
@@ -260,17 +206,35 @@ impl<'a> Worker<'a> {
                 return Ok(());
             }
         }
+        self.for_each_block(open, results, |_, block, results| {
+            // A frame for each block: all that was printed is complete if the next block cannot be read.
+            match zstd::bulk::compress(block, FRAME_LEVEL) {
+                Ok(frame) => Ok(results.push_block(frame)),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    /// Passes the blocks of a batch to `each`. Skips what cannot be read.
+    fn for_each_block(
+        &mut self,
+        open: &OpenBatch,
+        results: &mut Results,
+        mut each: impl FnMut(&mut Self, &mut Vec<u8>, &mut Results) -> io::Result<Result<(), Stopped>>,
+    ) -> Result<(), Stopped> {
         let mut block = mem::take(&mut self.block);
         let mut read = || -> io::Result<Result<(), Stopped>> {
             let mut lines = open.lines()?;
             loop {
                 lines.next_lines(&mut block)?;
+                if results.is_stopped() {
+                    return Ok(Err(Stopped));
+                }
                 if block.is_empty() {
                     self.report_corrupt(open, lines.corrupt_bytes());
                     return Ok(Ok(()));
                 }
-                // A frame for each block: all that was printed is complete if the next block cannot be read.
-                if let Err(stopped) = results.push_block(zstd::bulk::compress(&block, FRAME_LEVEL)?) {
+                if let Err(stopped) = each(self, &mut block, results)? {
                     return Ok(Err(stopped));
                 }
             }
@@ -290,40 +254,19 @@ impl<'a> Worker<'a> {
         left: &mut usize,
         results: &mut Results,
     ) -> Result<(), Stopped> {
-        let mut block = mem::take(&mut self.block);
-        let mut read = || -> io::Result<Result<(), Stopped>> {
-            let mut lines = open.lines()?;
-            loop {
-                lines.next_lines(&mut block)?;
-                if results.is_stopped() {
-                    return Ok(Err(Stopped));
-                }
-                if block.is_empty() || *left == 0 {
-                    self.report_corrupt(open, lines.corrupt_bytes());
-                    return Ok(Ok(()));
-                }
-                if self.time.is_none() && self.evaluator.is_none() {
-                    if *left != usize::MAX {
-                        *left = left.saturating_sub(memchr::memchr_iter(b'\n', &block).count());
-                    }
-                    if results.push_block(mem::take(&mut block)).is_err() {
-                        return Ok(Err(Stopped));
-                    }
-                    continue;
-                }
-                for line in lines_of(&block) {
-                    if let Err(stopped) = self.line(line, overlaps, left, results) {
-                        return Ok(Err(stopped));
-                    }
-                }
+        self.for_each_block(open, results, |this, block, results| {
+            if *left == 0 {
+                // No batch after this one is needed, either.
+                return Ok(results.flush().and(Err(Stopped)));
             }
-        };
-        let done = read().unwrap_or_else(|error| {
-            self.incomplete.skip(format!("{}: {error}", open.name));
-            Ok(())
-        });
-        self.block = block;
-        done
+            if this.time.is_none() && this.evaluator.is_none() {
+                if *left != usize::MAX {
+                    *left = left.saturating_sub(memchr::memchr_iter(b'\n', block).count());
+                }
+                return Ok(results.push_block(mem::take(block)));
+            }
+            Ok(lines_of(block).try_for_each(|line| this.line(line, overlaps, left, results)))
+        })
     }
 
     /// Prints the last line first.

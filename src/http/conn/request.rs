@@ -48,7 +48,7 @@ impl RequestGuard {
             (ResponseBody::Streamed(_), ..) => AnswerBody { body, held: Held::Request(OpenAnswer::new(self)) },
             (ResponseBody::Whole(_), false, _) => AnswerBody { body, held: Held::Nothing },
             (ResponseBody::Whole(_), true, true) => {
-                AnswerBody { body, held: Held::Unsent(Unsent::new(Arc::clone(&self.connection))) }
+                AnswerBody { body, held: Held::Unsent { _answer: Unsent::new(Arc::clone(&self.connection)) } }
             }
         }
     }
@@ -77,8 +77,10 @@ const _: () = assert!(size_of::<AnswerBody>() <= 64);
 #[derive(Debug)]
 enum Held {
     Nothing,
-    #[allow(dead_code, reason = "it is dropped with the body")]
-    Unsent(Unsent),
+    /// Dropped with the body.
+    Unsent {
+        _answer: Unsent,
+    },
     /// The request of a streamed answer is open until its end.
     Request(OpenAnswer),
 }

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 
 use super::{BatchTime, Options, Stats};
 use crate::query::filter::{Evaluator, Filter};
-use crate::query::reports::{Incomplete, Progress, ReportTime, lines_of};
+use crate::query::incomplete::Incomplete;
+use crate::query::reports::{Progress, ReportTime, lines_of};
 use crate::query::scan;
 use crate::store::{OpenBatch, Store, StoredBatch};
 
